@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 
+import pytest
+
 from ailora.studies.choice_importance import measure_importance
 
 
@@ -45,6 +47,17 @@ def test_the_same_candidates_give_the_same_numbers() -> None:
     candidates = _candidates(12)
     values = [float(c["rate"]) for c in candidates]
     assert measure_importance(candidates, values) == measure_importance(candidates, values)
+
+
+def test_small_differences_are_explained_as_well_as_large_ones() -> None:
+    """Up to differences that are rounding."""
+    candidates = _candidates(12)
+    sizes = [math.log10(float(c["rate"])) for c in candidates]
+    large = measure_importance(candidates, [0.5 + 1e-3 * size for size in sizes])
+    small = measure_importance(candidates, [0.5 + 1e-9 * size for size in sizes])
+    assert (small[0].name, large[0].name) == ("rate", "rate")
+    assert small[0].share == pytest.approx(large[0].share, abs=0.1)
+    assert measure_importance(candidates, [0.5 + 1e-14 * size for size in sizes]) == []
 
 
 def test_few_candidates_or_equal_results_say_nothing() -> None:

@@ -15,6 +15,7 @@ from ailora.studies.comparison import BaselineComparison, compare
 from ailora.studies.method_results import metric_point
 from ailora.studies.statistics import estimate, holm
 from ailora.studies.study_design import StudyDesign
+from ailora.studies.summary import summarize
 from ailora.studies.trial import Condition, Status, TrialSpec
 from tests.studies.sample_trials import Result, make_design, outcome, predicted, quickly, ran, trial
 
@@ -204,6 +205,42 @@ def test_a_rate_at_which_a_run_failed_is_a_gap_in_the_good_range() -> None:
         assert (found.good_range.low, found.good_range.best, found.good_range.high) == (1e-4, 1e-3, 1e-3)
 
 
+def test_the_good_range_is_around_the_best_rate_and_over_the_same_seeds() -> None:
+    """A far rate with a lucky first seed is not the peak; the seeds beyond the first are worse at every rate."""
+    first = {1e-4: 0.80, 1e-3: 0.90, 1e-2: 0.895, 1e-1: 0.899, 1.0: 0.80}
+    design = make_design(learning_rate={"values": [*first]}, seeds=[0, 1, 2], extra_seeds=[7])
+    found = compare(ran(design, lambda spec: outcome(first[spec.learning_rate] - 0.03 * (spec.seed > 0))), design)
+    result = found.results[OURS]
+    assert result.good_range is not None
+    assert (result.good_range.low, result.good_range.best, result.good_range.high) == (1e-3, 1e-3, 1e-1)
+    # Best and neighbours: three seeds and an extra one; others: the first.
+    assert [point.n for point in result.curve.values()] == [3, 4, 3, 1, 1]
+    assert {rate: [*scores] for rate, scores in result.selection_scores.items()}[1e-1] == [0]
+
+
+def test_rates_that_left_the_grid_are_not_compared() -> None:
+    score = lambda spec: outcome({1e-3: 0.80, 3e-3: 0.90, 1e-2: 0.82}[spec.learning_rate])  # noqa: E731
+    before = make_design(learning_rate={"values": [1e-3, 3e-3, 1e-2]}, seeds=[0, 1, 2])
+    design = make_design(learning_rate={"values": [1e-3, 1e-2]}, seeds=[0, 1, 2])
+    found = compare(ran(before, score), design)
+    result = found.results[OURS]
+    assert result.good_range is not None
+    assert (result.search.best, result.good_range.best) == (1e-2, 1e-2)
+    assert list(result.curve) == [1e-3, 1e-2]
+    assert list(found.rate_certainties[OURS].shares) == [1e-3, 1e-2]
+
+
+def test_importance_compares_all_rates_over_the_same_seeds() -> None:
+    """The seeds beyond the first lower the scores of the best rates; only the rates make a difference."""
+    values = [1e-5, 1e-4, 1e-3, 1e-2]
+    design = make_design(learning_rate={"values": values}, seeds=[0, 1])
+    found = compare(ran(design, lambda spec: outcome(0.5 + values.index(spec.learning_rate) / 10)), design)
+    lower = compare(
+        ran(design, lambda spec: outcome(0.5 + values.index(spec.learning_rate) / 10 - 0.4 * spec.seed)), design
+    )
+    assert found.importances == lower.importances != {}
+
+
 def test_an_extra_seed_that_failed_does_not_undo_the_best_rate() -> None:
     design = make_design(learning_rate={"values": [1e-3, 1e-2]}, seeds=[0], extra_seeds=[7])
     trials = ran(
@@ -241,6 +278,26 @@ def test_ranks_are_means_over_tasks() -> None:
         "ailora": (1 + 3 + 3) / 3,
         "pissa": pytest.approx((2 + 2 + 1.5) / 3),
     }
+
+
+def test_methods_that_have_not_run_yet_are_not_ranked() -> None:
+    design = make_design(methods=["lora", "ailora", "pissa", "milora"], tasks={"a": {}, "b": {}}, seeds=[0])
+    scores = {"lora": 0.7, "ailora": 0.9, "pissa": 0.8}
+
+    def result(spec: TrialSpec) -> Result:
+        method = spec.condition.method
+        return (
+            Status.WAITING
+            if (spec.condition.task, method) == ("b", "pissa") or method == "milora"
+            else outcome(scores[method])
+        )
+
+    found = compare(ran(design, result), design)
+    assert found.average_ranks == {"lora": 2.0, "ailora": 1.0}
+    summary = summarize(found)
+    table = next(table for table in summary.tables if table.title == "Average rank")
+    assert table.notes == ["Not ranked, because a best rate is not yet known everywhere: pissa, milora."]
+    assert summary.outcomes[1].endswith(": ailora is undecided; pissa and milora have not run yet.")
 
 
 def test_a_single_task_has_no_average_rank() -> None:

@@ -98,15 +98,53 @@ def test_any_order_of_ends_runs_the_same_trials_once(order: int) -> None:
     assert set(ended) == expected
 
 
-def test_a_failed_seed_of_a_later_look_is_left_out() -> None:
+def test_a_failed_seed_of_the_baseline_is_left_out_of_the_difference() -> None:
+    """A verdict against the side that failed stays."""
     design = until_decided()
     result = noisy({"ailora": 0.2})
-    lost = TrialSpec(Condition("base", "ailora"), 1e-2, 3)
+    lost = TrialSpec(Condition("base", "lora"), 1e-2, 3)
     found = compare(ran(design, lambda spec: "out of memory" if spec == lost else result(spec)), design)
-    judgement = found.against_baseline[lost.condition].judgement
+    judgement = found.against_baseline[Condition("base", "ailora")].judgement
     assert judgement is not None
     assert judgement.seeds[:4] == (0, 1, 2, 4)
-    assert judgement.verdict == "better"
+    assert (judgement.verdict, judgement.equivalent) == ("better", False)
+    summary = summarize(found)
+    failed = f"1 of {judgement.look} seeds of lora failed at its chosen rate"
+    assert failed in summary.decided[0]
+    assert failed in summary.outcomes[0]
+
+
+def test_a_method_that_fails_at_many_seeds_is_not_better() -> None:
+    """It is judged at every look, and stays undecided."""
+    design = until_decided()
+    result = noisy({"ailora": 0.2})
+    ours = Condition("base", "ailora")
+    fails = lambda spec: spec.condition == ours and spec.seed >= 3 and spec.seed % 2  # noqa: E731
+    found = compare(ran(design, lambda spec: "diverged" if fails(spec) else result(spec)), design)
+    against = found.against_baseline[ours]
+    assert against.judgement is not None
+    assert against.verdict == "undecided"
+    assert against.judgement.adjusted_p is not None
+    assert against.judgement.adjusted_p < 0.001
+    assert against.to_dict()["failed_seeds"] == {"method": 9, "baseline": 0}
+    summary, failed = summarize(found), "9 of 20 seeds of ailora failed at its chosen rate"
+    assert summary.undecided == [f"ailora is undecided after 11 seeds, the last look: {failed}."]
+    assert summary.outcomes[0].endswith(f": ailora is undecided; {failed}.")
+    assert summary.tables[0].title == "Scores"
+    assert "over the seeds that have a score of both methods" in summary.tables[0].notes[1]
+
+
+def test_equal_methods_are_not_equivalent_where_one_of_them_fails() -> None:
+    design = make_design(seeds=[0, 1, 2], extra_seeds=[3, 4, 5, 6, 7], learning_rate=RATES)
+    result = noisy({})
+    for method in ("lora", "ailora"):
+        lost = TrialSpec(Condition("base", method), 1e-2, 3)
+        found = compare(ran(design, lambda spec: "broken" if spec == lost else result(spec)), design)  # noqa: B023
+        judgement = found.against_baseline[Condition("base", "ailora")].judgement
+        assert judgement is not None
+        assert judgement.adjusted_equivalence_p is not None
+        assert judgement.adjusted_equivalence_p < 0.05
+        assert (judgement.verdict, judgement.equivalent, judgement.missing_seeds) == ("undecided", False, None)
 
 
 def test_a_method_without_a_rate_does_not_hold_up_the_others() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from hypothesis import given
@@ -15,9 +15,11 @@ from ailora.studies.study_config import RateConfig
 Score = Callable[[float, int], float]
 
 
-def ran(schedule: LrSearch, score: Score) -> tuple[SearchState, dict[tuple[float, int], float]]:
+def ran(
+    schedule: LrSearch, score: Score, earlier: Mapping[tuple[float, int], float] | None = None
+) -> tuple[SearchState, dict[tuple[float, int], float]]:
     """Run everything that a schedule asks for, until it asks for nothing more."""
-    scores: dict[tuple[float, int], float] = {}
+    scores = dict(earlier or {})
     for _ in range(100):
         progress = schedule.plan(scores)
         new = [spec for spec in progress.required if spec not in scores]
@@ -117,6 +119,26 @@ def test_nothing_is_known_before_the_first_sweep_has_ended() -> None:
     assert progress.best is None
     assert not progress.ended
     assert progress.required == [(rate, 3) for rate in schedule.rates.initial]
+
+
+def test_a_better_rate_of_an_extended_grid_is_chosen() -> None:
+    """It starts with a single seed, beside rates of the earlier grid with all seeds."""
+    score = lambda rate, seed: {1e-5: 0.7, 1e-4: 0.8, 1e-3: 0.78, 1e-2: 0.9}[rate] + 0.001 * seed  # noqa: E731
+    earlier, extended = LrGrid((1e-5, 1e-4)), LrGrid((1e-5, 1e-4, 1e-3, 1e-2))
+    progress, scores = ran(LrSearch(earlier, [0, 1, 2]), score)
+    assert progress.best == 1e-4
+    progress, scores = ran(LrSearch(extended, [0, 1, 2]), score, scores)
+    assert (progress.best, progress.ended) == (1e-2, True)
+    assert {rate for rate, seed in scores if seed == 2} == set(extended.initial)
+
+
+def test_a_rate_of_an_earlier_grid_stays_the_best_if_its_seeds_are() -> None:
+    """The new rate has a lucky first seed."""
+    means = {1e-5: 0.7, 1e-4: 0.8, 1e-3: 0.5, 1e-2: 0.6}
+    score = lambda rate, seed: 0.9 if (rate, seed) == (1e-2, 0) else means[rate]  # noqa: E731
+    _, scores = ran(LrSearch(LrGrid((1e-5, 1e-4)), [0, 1]), score)
+    progress, scores = ran(LrSearch(LrGrid(tuple(means)), [0, 1]), score, scores)
+    assert (progress.best, progress.ended) == (1e-4, True)
 
 
 @given(

@@ -167,6 +167,13 @@ def test_an_evaluation_before_training_is_no_speed() -> None:
     assert (only.share, only.seconds, only.confirmation_steps) == (0.0, 0.0, None)
 
 
+def test_a_seed_that_never_reaches_the_loss_leaves_an_earlier_confirmation_out() -> None:
+    """The runs were made before the third seed ran."""
+    design, trials = study(FAST, FAST, (0.9, 0.9, 0.8, 0.7))
+    good = outcome(0.8, losses=(0.6, 0.4))
+    assert confirmed(design, trials, good, good) is None
+
+
 def test_runs_of_an_earlier_length_confirm_nothing() -> None:
     design, trials = study(FAST)
     earlier = trial(design, TrialSpec(OURS, 1e-3, 0, 10), outcome(0.8, losses=(0.9,)))

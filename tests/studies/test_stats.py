@@ -258,6 +258,14 @@ def test_families_are_adjusted_side_by_side() -> None:
     assert holm_adjusted(families).tolist() == [[*holm(dict(enumerate(family))).values()] for family in families]
 
 
+def test_means_that_differ_by_rounding_share_a_rank() -> None:
+    means = [(373 / 400 + 371 / 400) / 2, 372 / 400]
+    assert means[0] != means[1]
+    scores = pd.DataFrame([[*means, 0.5], [*means[::-1], math.nan]], index=["a", "b"], columns=list("xyz"))
+    found = average_ranks(scores, larger_is_better={"a": True, "b": False})
+    assert found.to_dict() == {"x": 1.5, "y": 1.5, "z": 3.0}
+
+
 def test_average_ranks_by_hand() -> None:
     scores = pd.DataFrame(
         {"a": [0.9, 1.0, 0.5], "b": [0.9, 2.0, math.nan], "c": [0.8, 0.5, math.nan], "d": [0.95, math.inf, 0.4]},

@@ -13,6 +13,7 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import create_trial
 
 from ailora.formatting import format_percent, is_finite
+from ailora.studies.statistics import ROUNDING
 
 #: Fewer results than this cannot tell the choices apart.
 _MIN_RESULTS = 8
@@ -68,14 +69,14 @@ def measure_importance(settings: Sequence[Mapping[str, float | str]], values: Se
 
     Returns:
         The choices with more than a single value, the most important first. Empty if there are fewer than eight
-        results, or if all are equal.
+        results, or if all are equal up to rounding.
     """
     generator = np.random.default_rng(_SEED)
     finite = [i for i, value in enumerate(values) if math.isfinite(value)]
     if len(finite) > _MAX_RESULTS:
         finite = sorted(generator.choice(finite, _MAX_RESULTS, replace=False))
     settings, values = [settings[i] for i in finite], [values[i] for i in finite]
-    if len(values) < _MIN_RESULTS or min(values) == max(values):
+    if len(values) < _MIN_RESULTS or _are_equal(values):
         return []
     distributions = {name: _distribution([s[name] for s in settings]) for name in settings[0]}
     distributions = {name: d for name, d in distributions.items() if not d.single()}
@@ -85,7 +86,7 @@ def measure_importance(settings: Sequence[Mapping[str, float | str]], values: Se
     for _ in range(_RESAMPLES):
         rows = generator.integers(len(values), size=len(values))
         drawn = [values[i] for i in rows]
-        if min(drawn) < max(drawn):
+        if not _are_equal(drawn):
             resampled.append(_explained([settings[i] for i in rows], drawn, distributions))
     importances: list[Importance] = []
     for name, share in shares.items():
@@ -112,6 +113,11 @@ def importance_rows(importances: Sequence[Importance]) -> list[tuple[str, ...]]:
     return [(i.name, *(format_percent(share) for share in (i.share, i.low, i.high))) for i in importances]
 
 
+def _are_equal(values: Sequence[float]) -> bool:
+    """Return whether values differ at most by rounding."""
+    return max(values) - min(values) <= ROUNDING * max(map(abs, values))
+
+
 def _distribution(values: Sequence[float | str]) -> BaseDistribution:
     numbers = [value for value in values if not isinstance(value, str)]
     if len(numbers) == len(values):
@@ -129,7 +135,9 @@ def _explained(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Optuna's evaluator takes a study; this study stays in memory.
     study = optuna.create_study()
-    for setting, value in zip(settings, values, strict=True):
+    # Optuna subtracts squared means from mean squares: without a standard scale, small differences have no variance.
+    standardized = (np.array(values) - np.mean(values)) / np.std(values)
+    for setting, value in zip(settings, standardized.tolist(), strict=True):
         params = {name: setting[name] for name in distributions}
         study.add_trial(create_trial(params=params, distributions=dict(distributions), value=value))
     evaluator = FanovaImportanceEvaluator(n_trees=_TREES, seed=_SEED)

@@ -73,7 +73,8 @@ class Comparison:
         design: Design of the study.
         results: Condition -> results of its trials.
         against_baseline: Condition -> its comparison with the baseline, without the baseline's conditions.
-        average_ranks: Method -> average rank over tasks and settings; empty for a single task and setting.
+        average_ranks: Method -> average rank over tasks and settings, without methods that still search for a best
+            rate; empty for a single task and setting, and for a single method.
         n_pending: Number of comparisons before their first look.
         rate_certainties: Condition -> certainty of its best rate; conditions with a single rate are left out.
     """
@@ -98,18 +99,25 @@ class Comparison:
 
     @functools.cached_property
     def importances(self) -> dict[str, list[Importance]]:
-        """Task -> importance of each choice for the validation score, a mean over seeds at each setting and rate."""
+        """Task -> importance of each choice for the validation score at each setting and rate.
+
+        The score is the mean over the selection seeds that have run at all settings and rates of the task.
+        """
         importances: dict[str, list[Importance]] = {}
         for task in dict.fromkeys(condition.task for condition in self.results):
             settings: list[dict[str, float | str]] = []
             scores: list[float] = []
-            for condition in (c for c in self.results if c.task == task):
+            conditions = [c for c in self.results if c.task == task]
+            by_rate = [scores for c in conditions for scores in self.results[c].selection_scores.values() if scores]
+            seeds = [seed for seed in self.design.selection_seeds if all(seed in scores for scores in by_rate)]
+            for condition in conditions if seeds else ():
                 values = condition.values
                 # A method without use for a grid key has no value for the key.
                 grid = {setting_name(key): str(values.get(key, "none")) for key in self.design.config.grid}
-                for rate, point in self.results[condition].curve.items():
-                    settings.append({"learning rate": rate, "method": condition.method, **grid})
-                    scores.append(point.mean)
+                for rate, by_seed in self.results[condition].selection_scores.items():
+                    if by_seed:
+                        settings.append({"learning rate": rate, "method": condition.method, **grid})
+                        scores.append(math.fsum(by_seed[seed] for seed in seeds) / len(seeds))
             if measured := measure_importance(settings, scores):
                 importances[task] = measured
         return importances
@@ -202,7 +210,12 @@ def _difference(method: MethodResult, baseline: MethodResult, judgement: Judgeme
 
 
 def _average_ranks(results: Mapping[Condition, MethodResult], design: StudyDesign) -> dict[str, float]:
-    """Rank methods over tasks and settings; a method without a score ranks last."""
+    """Rank methods over tasks and settings; a method without a score ranks last.
+
+    Methods that still search for a best rate are left out: a method is not worse because it runs later.
+    """
+    searching = {c.method for c, result in results.items() if result.score is None and not result.search.ended}
+    methods = [method for method in design.methods if method not in searching]
     settings = [
         dict(zip(design.config.grid, values, strict=True)) for values in itertools.product(*design.config.grid.values())
     ]
@@ -212,9 +225,9 @@ def _average_ranks(results: Mapping[Condition, MethodResult], design: StudyDesig
         # A method without use for a grid key has a single condition: it counts at every value of the key.
         conditions = tuple(c for c in results if c.task == task and setting.issuperset(c.setting))
         rows[conditions] = {c.method: score.mean for c in conditions if (score := results[c].score)}
-    if len(rows) < 2:
+    if len(rows) < 2 or len(methods) < 2:
         return {}
-    frame = pd.DataFrame(list(rows.values()), columns=list(design.methods))
+    frame = pd.DataFrame(list(rows.values()), columns=methods)
     larger_is_better = {i: design.larger_is_better(conditions[0]) for i, conditions in enumerate(rows)}
     return average_ranks(frame, larger_is_better=larger_is_better).to_dict()
 

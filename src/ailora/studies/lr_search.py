@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
 
 from ailora.errors import InputError
-from ailora.studies.statistics import Estimate
+from ailora.studies.statistics import ROUNDING, Estimate, merge_ties
 from ailora.studies.study_config import RateConfig
 
 #: Maximum extension of a range beyond each end.
@@ -97,40 +97,63 @@ class LrSearch:
         Returns:
             The required runs, and the best rate once these have ended.
         """
-        first = self.seeds[:1]
-        initial = self.rates.initial
-        tried = {rate for rate in self.rates.reachable if rate in initial or (rate, first[0]) in scores}
-        required = _pairs(sorted(tried), first) | _pairs(initial, self.seeds if self.everywhere else [])
+        first, initial = self.seeds[:1], self.rates.initial
+        required = _pairs(initial, first) | _pairs(initial, self.seeds if self.everywhere else [])
         if not required.keys() <= scores.keys():
             return SearchState(list(required))
-        while (best := self._find_promising_rate(scores, tried)) is not None:
-            near = self.rates.neighbours(best)
-            tried |= {*near}
-            # First, the first seed decides whether the range extends; then all seeds decide which rate is best.
-            for seeds in (first, self.seeds):
-                # A rate with a failed run cannot be the best, so its other seeds need not run.
-                without_failure = [
-                    r for r in (best, *near) if not any(math.isnan(scores.get((r, s), 0.0)) for s in self.seeds)
-                ]
-                required |= _pairs(without_failure, seeds)
-                if not required.keys() <= scores.keys():
-                    return SearchState(list(required))
-                if self._find_promising_rate(scores, tried) != best:
+        tried = {*initial}
+        measured = {*initial} if self.everywhere else set[float]()
+        best = None
+        # First search as if nothing else had run: in an extended grid, a new rate with a single seed may be better than
+        # the rates of the earlier grid with all seeds. Then the rates that ran in an earlier grid join.
+        for is_fresh in (True, False):
+            if not is_fresh:
+                earlier = {rate for rate in self.rates.reachable if (rate, first[0]) in scores}
+                required |= _pairs(sorted(earlier), first)
+                tried |= earlier
+                measured |= {rate for rate in earlier if all((rate, seed) in scores for seed in self.seeds)}
+            while (best := self._find_promising_rate(scores, tried, measured)) is not None:
+                near = self.rates.neighbours(best)
+                tried |= {*near}
+                # First, the first seed decides whether the range extends; then all seeds decide which rate is best.
+                for seeds in (first, self.seeds):
+                    # A rate with a failed run cannot be the best, so its other seeds need not run.
+                    without_failure = [
+                        r for r in (best, *near) if not any(math.isnan(scores.get((r, s), 0.0)) for s in self.seeds)
+                    ]
+                    required |= _pairs(without_failure, seeds)
+                    if not required.keys() <= scores.keys():
+                        return SearchState(list(required))
+                    if seeds is self.seeds:
+                        measured |= {best, *near}
+                    if self._find_promising_rate(scores, tried, measured) != best:
+                        break
+                else:
                     break
-            else:
-                break
         if best is not None:
             required |= _pairs([best], self.extra_seeds)
         return SearchState(list(required), best, ended=required.keys() <= scores.keys())
 
-    def _find_promising_rate(self, scores: Mapping[tuple[float, int], float], tried: Iterable[float]) -> float | None:
-        """Return the rate with the best mean over all seeds; until a rate has all seeds, the first seed decides.
+    def _find_promising_rate(
+        self, scores: Mapping[tuple[float, int], float], tried: Iterable[float], measured: Container[float]
+    ) -> float | None:
+        """Return the measured rate with the best mean over all seeds; until a rate is measured, the first seed decides.
 
-        Returns None if every rate has a failed run.
+        Args:
+            scores: (rate, seed) -> score.
+            tried: Rates with a run of the first seed.
+            measured: Rates whose seeds have all run; after a failed run, the others may be missing.
+
+        Returns:
+            The rate; None if every rate has a failed run.
         """
-        by_rate = {rate: [scores[rate, seed] for seed in self.seeds if (rate, seed) in scores] for rate in tried}
-        by_rate = {rate: values for rate, values in by_rate.items() if not any(map(math.isnan, values))}
-        complete = {rate: values for rate, values in by_rate.items() if len(values) == len(self.seeds)}
+        by_rate: dict[float, list[float]] = {}
+        for rate in tried:
+            seeds = self.seeds if rate in measured else self.seeds[:1]
+            values = [scores[rate, seed] for seed in seeds if (rate, seed) in scores]
+            if values and not any(map(math.isnan, values)):
+                by_rate[rate] = values
+        complete = {rate: values for rate, values in by_rate.items() if rate in measured}
         means = {rate: math.fsum(v) / len(v) for rate, v in complete.items()} or {r: v[0] for r, v in by_rate.items()}
         return best_rate(means, larger_is_better=True) if means else None
 
@@ -156,7 +179,7 @@ class LrRange:
 
 
 def best_rate(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
-    """Return the learning rate with the best finite mean; ties go to the smallest rate.
+    """Return the learning rate with the best finite mean; ties, up to rounding, go to the smallest rate.
 
     Args:
         curve: Learning rate -> mean score.
@@ -169,17 +192,20 @@ def best_rate(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
     if not rates:
         raise InputError(f"no learning rate of {sorted(curve)} has a finite mean")
     sign = 1 if larger_is_better else -1
-    # `max` returns the first of equal rates: sorted, this is the smallest.
-    return max(rates, key=lambda rate: sign * curve[rate])
+    # `argmax` returns the first of equal means: of sorted rates, this is the smallest.
+    return rates[int(np.argmax(merge_ties(np.array([sign * curve[rate] for rate in rates]))))]
 
 
-def find_good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, tolerance: float) -> LrRange:
-    """Find the contiguous range of learning rates around the best whose means are within a margin of the best mean.
+def find_good_range(
+    curve: Mapping[float, Estimate], best: float, *, larger_is_better: bool, tolerance: float
+) -> LrRange:
+    """Find the contiguous range of learning rates around the best whose means are at most a margin worse than its mean.
 
     The margin is the larger of the tolerance and two standard errors of the best mean.
 
     Args:
         curve: Learning rate -> scores at this rate.
+        best: The best rate, from the search.
         larger_is_better: Whether a larger score is better.
         tolerance: Smallest margin, in the unit of the metric, such as 0.01 for an accuracy in [0, 1].
 
@@ -187,18 +213,20 @@ def find_good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, 
         The range around the best rate.
 
     Raises:
-        InputError: No learning rate has a finite mean, a rate is not positive, or the tolerance is negative.
+        InputError: The best rate has no finite mean, a rate is not positive, or the tolerance is negative.
     """
     rates, means = sorted(curve), {rate: estimate.mean for rate, estimate in curve.items()}
-    best = best_rate(means, larger_is_better=larger_is_better)
+    if not math.isfinite(means.get(best, math.nan)):
+        raise InputError(f"the best learning rate {best} has no finite mean, got rates {rates}")
     if not (rates[0] > 0 and tolerance >= 0):
         raise InputError(f"expected learning rates above 0 and a tolerance of 0 or more, got {rates}, {tolerance}")
     margin = max(tolerance, 2 * (curve[best].standard_error or 0.0))
+    sign = 1 if larger_is_better else -1
 
     def is_good(rate: float) -> bool:
-        # In floats, 0.91 - 0.90 > 0.01: scores, means and the margin are each rounded once.
-        rounding = 4 * np.finfo(float).eps * max(abs(means[rate]), abs(means[best]))
-        return abs(means[rate] - means[best]) <= margin + rounding
+        # In floats, 0.91 - 0.90 > 0.01.
+        rounding = ROUNDING * max(abs(means[rate]), abs(means[best]))
+        return sign * (means[best] - means[rate]) <= margin + rounding
 
     index = rates.index(best)
     low, high = min(takewhile(is_good, reversed(rates[: index + 1]))), max(takewhile(is_good, rates[index:]))

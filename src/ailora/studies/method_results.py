@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ailora.recipes.evaluation.text_metrics import TEXT_METRICS
 from ailora.studies.lr_search import LrRange, SearchState, find_good_range
@@ -16,6 +16,7 @@ from ailora.studies.trial import Condition, Status, Trial, TrialResult
 
 #: Fields of `TrialResult` with the cost of a run.
 COSTS = ("trainable_parameters", "init_seconds", "train_seconds", "steps", "peak_memory_bytes", "adapter_bytes")
+_UNMEASURED = Estimate(math.nan, None, 0, None, None)
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,11 @@ class MethodResult:
     Attributes:
         condition: Method, task and setting.
         search: State of the search for its best rate.
-        curve: Learning rate -> mean validation score over seeds.
-        runs: Learning rate, ascending -> seed -> result of the run. Runs for confirming a time to loss are left out.
+        curve: Learning rate -> mean validation score over its seeds, which may differ from those of other rates.
+        runs: Learning rate, ascending -> seed -> result of the run. Runs for confirming a time to loss are left out, as
+            are rates that the search cannot reach, such as those of an earlier grid.
+        selection_scores: Learning rate -> selection seed -> validation score. Rates with a failed selection seed are
+            left out.
         at_best: Seed -> result of the run at the best rate.
         scores: Seed -> score of the run at the best rate, on the reported split.
         score: Mean of `scores`; None without a run at the best rate.
@@ -39,6 +43,7 @@ class MethodResult:
     search: SearchState
     curve: dict[float, Estimate]
     runs: dict[float, dict[int, TrialResult]]
+    selection_scores: dict[float, dict[int, float]]
     at_best: dict[int, TrialResult]
     scores: dict[int, float]
     score: Estimate | None
@@ -91,12 +96,14 @@ def collect_method_result(
         The results of the condition.
     """
     condition_trials = [trial for trial in trials if trial.spec.condition == condition]
+    lr_search = design.lr_search(condition, n_seeds)
+    reachable = {*lr_search.rates.reachable}
     done = {
         t.spec: t.result
         for t in condition_trials
-        if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None
+        if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None and t.spec.learning_rate in reachable
     }
-    search = design.lr_search(condition, n_seeds).plan(scores)
+    search = lr_search.plan(scores)
     metric, split = design.metric(condition), design.report_split(condition)
     runs: dict[float, dict[int, TrialResult]] = {}
     for spec in sorted(done, key=lambda spec: (spec.learning_rate, spec.seed)):
@@ -107,17 +114,24 @@ def collect_method_result(
     }
     at_best = {} if search.best is None else runs.get(search.best, {})
     reported = {seed: result.metrics[split][metric] for seed, result in at_best.items()}
+    seeds = design.selection_seeds
     # A rate at which a selection seed failed is excluded: the good range ends before such a rate.
-    excluded = [rate for (rate, seed), score in scores.items() if seed in design.selection_seeds and math.isnan(score)]
+    excluded = {rate for (rate, seed), score in scores.items() if seed in seeds and math.isnan(score)} & reachable
+    selection_scores = {
+        rate: {seed: by_seed[seed].metrics["validation"][metric] for seed in seeds if seed in by_seed}
+        for rate, by_seed in runs.items()
+        if rate not in excluded
+    }
     return MethodResult(
         condition=condition,
         search=search,
         curve=curve,
         runs=runs,
+        selection_scores=selection_scores,
         at_best=at_best,
         scores=reported,
         score=estimate(reported.values()) if reported else None,
-        good_range=_find_good_range(curve, excluded, design, condition) if search.best is not None else None,
+        good_range=_find_good_range(selection_scores, excluded, search.best, design=design, condition=condition),
         status_counts=Counter(trial.status for trial in condition_trials),
         errors=[_describe_error(trial) for trial in condition_trials if trial.status is Status.FAIL],
     )
@@ -129,13 +143,24 @@ def metric_point(metric: str) -> float:
 
 
 def _find_good_range(
-    curve: Mapping[float, Estimate], excluded: Iterable[float], design: StudyDesign, condition: Condition
+    scores: Mapping[float, Mapping[int, float]],
+    excluded: Iterable[float],
+    best: float | None,
+    *,
+    design: StudyDesign,
+    condition: Condition,
 ) -> LrRange | None:
-    curve = {**curve, **dict.fromkeys(excluded, Estimate(math.nan, None, 0, None, None))}
-    if not any(math.isfinite(point.mean) for point in curve.values()):
+    """Find the good range around the best rate, from the scores of the selection seeds."""
+    if best is None or not scores.get(best):
         return None
+    peak = estimate(scores[best].values())
+    curve = dict.fromkeys(excluded, _UNMEASURED)
+    for rate, by_seed in scores.items():
+        # Far rates may have run with the first seed only: the difference to the best rate is over the same seeds.
+        differences = [score - scores[best][seed] for seed, score in by_seed.items() if seed in scores[best]]
+        curve[rate] = replace(peak, mean=peak.mean + statistics.fmean(differences)) if differences else _UNMEASURED
     larger, tolerance = design.larger_is_better(condition), metric_point(design.metric(condition))
-    return find_good_range(curve, larger_is_better=larger, tolerance=tolerance)
+    return find_good_range(curve, best, larger_is_better=larger, tolerance=tolerance)
 
 
 def _describe_error(trial: Trial) -> str:

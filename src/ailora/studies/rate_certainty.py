@@ -11,6 +11,7 @@ import numpy as np
 
 from ailora.studies.bootstrap import score_resamples
 from ailora.studies.method_results import MethodResult
+from ailora.studies.statistics import merge_ties
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import TrialResult
 
@@ -18,8 +19,6 @@ _N_SEED_RESAMPLES = 2000
 #: Smaller than `_N_SEED_RESAMPLES`, because correlation metrics need a call for each run and resample. The standard
 #: errors of shares are at most 2.2 %.
 _N_EXAMPLE_RESAMPLES = 500
-#: Largest relative difference between mean scores due to rounding.
-_ROUNDING = 1e-12
 
 
 class Resampled(StrEnum):
@@ -131,7 +130,6 @@ def _choice_shares(means: np.ndarray, rates: Sequence[float]) -> dict[float, flo
         means: (resamples, rates).
         rates: The rates, ascending.
     """
-    # Sums of equal scores may round differently. With the tolerance, ties are broken as in the search.
-    largest = means.max(axis=1, keepdims=True)
-    chosen = np.argmax(means >= largest - _ROUNDING * np.abs(largest), axis=1)
+    # `argmax` returns the first of equal means: ties are broken as in the search.
+    chosen = np.argmax(merge_ties(means), axis=1)
     return {rate: float(np.mean(chosen == index)) for index, rate in enumerate(rates)}

@@ -19,6 +19,9 @@ from ailora.errors import InputError
 
 K = TypeVar("K", bound=Hashable)
 
+#: Largest relative difference between means of equal scores due to rounding.
+ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -224,11 +227,29 @@ def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
     return np.take_along_axis(adjusted, np.argsort(order, axis=-1), axis=-1)
 
 
+def merge_ties(scores: np.ndarray) -> np.ndarray:
+    """Give scores that differ only by rounding the same value.
+
+    In floats, (373 / 400 + 371 / 400) / 2 is less than 372 / 400.
+
+    Args:
+        scores: Scores, compared along the last axis, (..., scores); may be NaN, not infinite.
+
+    Returns:
+        Scores of the same shape; scores of a tie have its smallest value.
+    """
+    order = np.argsort(scores, axis=-1)
+    ascending = np.take_along_axis(scores, order, axis=-1)
+    is_tied = np.diff(ascending, axis=-1, prepend=np.nan) <= ROUNDING * np.abs(ascending)
+    first = np.maximum.accumulate(np.where(is_tied, 0, np.arange(scores.shape[-1])), axis=-1)
+    return np.take_along_axis(np.take_along_axis(ascending, first, axis=-1), np.argsort(order, axis=-1), axis=-1)
+
+
 def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[K, bool]) -> pd.Series:
     """Compute each method's mean rank over tasks.
 
-    The best method of a task has rank 1. Equal scores share the mean of their ranks, and missing scores (NaN) the mean
-    of the last ranks.
+    The best method of a task has rank 1. Scores that are equal up to rounding share the mean of their ranks, and
+    missing scores (NaN) the mean of the last ranks.
 
     Source: J. Demšar, "Statistical comparisons of classifiers over multiple data sets", JMLR 7, 2006.
 
@@ -246,4 +267,5 @@ def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[K, bool]) -
     if unknown or scores.empty:
         raise InputError(f"expected tasks and methods, and what is better in each task; missing for {unknown}")
     signs = [1 if larger_is_better[task] else -1 for task in scores.index]
-    return scores.mul(signs, axis=0).rank(axis=1, method="average", ascending=False, na_option="bottom").mean()
+    merged = pd.DataFrame(merge_ties(scores.mul(signs, axis=0).to_numpy(float)), scores.index, scores.columns)
+    return merged.rank(axis=1, method="average", ascending=False, na_option="bottom").mean()

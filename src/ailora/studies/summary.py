@@ -177,12 +177,36 @@ def _score_table(comparison: Comparison) -> SummaryTable:
         "Bootstrap: 95 % over seeds and examples, where "
         "predictions are kept; with few seeds it is too narrow."
     )
-    return SummaryTable("Scores", columns, rows, [note], "scores")
+    others = [
+        condition.method_label(base)
+        for base, conditions in comparison.by_baseline()
+        for condition in conditions
+        if _has_other_seeds(comparison, base, condition)
+    ]
+    notes = [note]
+    if others:
+        notes.append(
+            f"Minus baseline of {', '.join(dict.fromkeys(others))} is not the difference of the scores shown: it is "
+            "over the seeds that have a score of both methods, up to the latest look."
+        )
+    return SummaryTable("Scores", columns, rows, notes, "scores")
+
+
+def _has_other_seeds(comparison: Comparison, base: Condition, condition: Condition) -> bool:
+    """Return whether a difference is over other seeds than the scores of the method or of the baseline."""
+    difference = comparison.against_baseline[condition].difference
+    if difference is None:
+        return False
+    scores = comparison.results[base].scores.keys() | comparison.results[condition].scores.keys()
+    return scores != {*difference.seeds}
 
 
 def _rank_table(comparison: Comparison) -> SummaryTable:
     ranks = sorted(comparison.average_ranks.items(), key=lambda item: item[1])
-    return SummaryTable("Average rank", ["method", "rank"], [[m, f"{rank:.2f}"] for m, rank in ranks], topic="ranks")
+    missing = [method for method in comparison.design.methods if method not in comparison.average_ranks]
+    notes = [f"Not ranked, because a best rate is not yet known everywhere: {', '.join(missing)}."] if missing else []
+    rows = [[method, f"{rank:.2f}"] for method, rank in ranks]
+    return SummaryTable("Average rank", ["method", "rank"], rows, notes, "ranks")
 
 
 def _curve_tables(comparison: Comparison) -> Iterator[SummaryTable]:
@@ -227,7 +251,7 @@ def _importance_table(comparison: Comparison) -> SummaryTable:
         for task, importances in comparison.importances.items()
         for row in importance_rows(importances)
     ]
-    notes = [f"Validation scores at all rates, each the mean over seeds. {IMPORTANCE_NOTE}"]
+    notes = [f"Validation scores at all rates, each the mean over the seeds that ran at all of them. {IMPORTANCE_NOTE}"]
     return SummaryTable(IMPORTANCE_TITLE, ["on", *IMPORTANCE_COLUMNS], rows, notes, "importance")
 
 
@@ -237,7 +261,10 @@ def _good_range_table(comparison: Comparison) -> SummaryTable:
         for c, result in comparison.results.items()
         if (good := result.good_range) is not None
     ]
-    note = "Rates around the peak whose mean is within a point, or two standard errors, of the peak's."
+    note = (
+        "Rates around the best rate, the peak, whose mean validation score is within a point, or two standard errors, "
+        "of the peak's over the same selection seeds."
+    )
     columns = ["on", "method", "from", "peak", "to", "decades"]
     return SummaryTable("Good learning rates", columns, rows, [note], "rates")
 

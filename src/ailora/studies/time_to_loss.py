@@ -40,7 +40,8 @@ class TimeToLoss:
         seconds: Median training time until this evaluation, in seconds, over the seeds that reached the loss; None if
             no seed did.
         confirmed: Whether runs scheduled to end at this evaluation reach the loss, on average over seeds. A failed run
-            counts as not reaching the loss. None without such runs, or until all of them have ended.
+            counts as not reaching the loss. None without such runs, until all of them have ended, and if they reach the
+            loss although not all seeds of the full schedule do.
     """
 
     reached: dict[int, FirstReached]
@@ -86,7 +87,11 @@ def measure_time_to_loss(method: MethodResult, baseline: MethodResult, trials: S
         if (share := first.share) is not None and (train_seconds := runs[seed].train_seconds) is not None
     ]
     time = TimeToLoss(reached, statistics.median(seconds) if seconds else None)
-    return replace(time, confirmed=_is_confirmed(method, finals, trials, steps=time.confirmation_steps))
+    confirmed = _is_confirmed(method, finals, trials, steps=time.confirmation_steps)
+    if confirmed and time.confirmation_steps is None:
+        # The runs are older than the seed that does not reach the loss: they may refute the time, not confirm it.
+        confirmed = None
+    return replace(time, confirmed=confirmed)
 
 
 def find_first_reached(history: Sequence[Mapping[str, float]], target: float) -> FirstReached:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ailora.formatting import capitalize, format_interval, join_names, limit_sentences, pluralize
 from ailora.studies.comparison import BaselineComparison, Comparison
+from ailora.studies.method_results import MethodResult
 from ailora.studies.statistics import Estimate
 from ailora.studies.trial import Condition
 from ailora.studies.verdicts import ALPHA, StudyVerdict
@@ -128,14 +129,23 @@ def verdict_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], li
         "the smallest margin at which equivalence is shown. More seeds: the number that would show the equivalence of "
         "equal methods with a power of 80 %, from the 80 % interval of the spread over seeds."
     )
-    return columns, rows, [note]
+    notes = [note]
+    if any((j := against.judgement) and j.n_failed + j.n_baseline_failed for against in _paired(comparison).values()):
+        notes.append("Whatever its p, a verdict in favour of a method or of the baseline needs a score at each seed.")
+    return columns, rows, notes
 
 
 def describe_comparison(against: BaselineComparison) -> str:
     """Describe a comparison with the baseline by its verdict, number of seeds and p-value."""
     if against.difference is None:
         return "no seed in common with the baseline"
-    return f"{against.verdict}; {pluralize(len(against.difference.seeds), 'seed')}{_evidence(against, '; ')}"
+    text = f"{against.verdict}; {pluralize(len(against.difference.seeds), 'seed')}{_evidence(against, '; ')}"
+    judged = against.judgement
+    if judged and judged.n_failed:
+        text += f"; {judged.n_failed} of {judged.look} failed"
+    if judged and judged.n_baseline_failed:
+        text += f"; {judged.n_baseline_failed} of {judged.look} failed for the baseline"
+    return text
 
 
 def format_estimate(estimate: Estimate, sign: str = "") -> str:
@@ -154,7 +164,8 @@ def _decided_result(comparison: Comparison, condition: Condition) -> str:
     seeds = f"{pluralize(len(against.difference.seeds), 'seed')}{_evidence(against, ', ')}"
     return (
         f"{condition.sentence_prefix}{condition.method} is {relation} the baseline {design.baseline}: "
-        f"{format_estimate(against.difference.estimate, '+')} {design.metric(condition)} (95 % interval over {seeds})."
+        f"{format_estimate(against.difference.estimate, '+')} {design.metric(condition)} (95 % interval over {seeds})"
+        f"{''.join(f'; {failure}' for failure in _failures(comparison, [condition]))}."
     )
 
 
@@ -171,7 +182,7 @@ def _undecided_result(comparison: Comparison, condition: Condition) -> str:
     later = [look for look in looks if look > judged.look]
     if len(looks) > 1:
         text += f" (the next look is at {later[0]})" if later else ", the last look"
-    parts = []
+    parts = _failures(comparison, [condition])
     if judged.p_value is None:
         parts.append("a test needs at least two seeds")
     if judged.missing_seeds is not None and judged.margin is not None:
@@ -183,7 +194,7 @@ def _undecided_result(comparison: Comparison, condition: Condition) -> str:
         parts.append(f"so far it is equivalent within {judged.smallest_margin:.3g}")
     if judged.p_value is not None and judged.difference.low is None:
         parts.append("its differences are all equal, so the spread over seeds is unknown")
-    return f"{text}: {'; '.join(parts)}."
+    return f"{text}: {'; '.join(parts)}." if parts else f"{text}."
 
 
 def _format_margin(comparison: Comparison, margin: float) -> str:
@@ -201,21 +212,50 @@ def _format_missing_seeds(numbers: tuple[int, int | None], *, between: bool = Fa
 
 
 def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition]) -> str:
-    methods_by_verdict: dict[str | None, list[str]] = {}
+    methods_by_verdict: dict[str, list[str]] = {}
+    unpaired: dict[str, list[str]] = {}
     for condition in others:
         label = _quote_commas(condition.method_label(base))
-        methods_by_verdict.setdefault(comparison.against_baseline[condition].verdict, []).append(label)
+        verdict = comparison.against_baseline[condition].verdict
+        if verdict is None:
+            unpaired.setdefault(_reason_without_pair(comparison.results[condition]), []).append(label)
+        else:
+            methods_by_verdict.setdefault(verdict, []).append(label)
     parts = [
         f"{join_names(labels)} {'is' if len(labels) == 1 else 'are'} {verdict}"
         for verdict in (*_RELATIONS, StudyVerdict.UNDECIDED)
         if (labels := methods_by_verdict.get(verdict))
     ]
-    if unpaired := methods_by_verdict.get(None):
-        parts.append(f"{join_names(unpaired)} {'has' if len(unpaired) == 1 else 'have'} no seed in common")
+    for reason in ("no seed in common", "no best rate yet", "not run yet"):
+        if labels := unpaired.get(reason):
+            parts.append(f"{join_names(labels)} {'has' if len(labels) == 1 else 'have'} {reason}")
+    parts += _failures(comparison, others)
     score, design = comparison.results[base].score, comparison.design
     at = f" ({design.metric(base)} {format_estimate(score)} on the {design.report_split(base)} split)" if score else ""
     outcomes = "; ".join(parts) or "no method is compared"
     return capitalize(f"{base.sentence_prefix}against the baseline {_quote_commas(base.method)}{at}: {outcomes}.")
+
+
+def _reason_without_pair(result: MethodResult) -> str:
+    if result.score is not None or result.search.ended:
+        return "no seed in common"
+    return "no best rate yet" if result.runs else "not run yet"
+
+
+def _failures(comparison: Comparison, conditions: Sequence[Condition]) -> list[str]:
+    """Describe the failed seeds of methods and of their baseline, up to the latest look of each."""
+    judged = [(c, j) for c in conditions if (j := comparison.against_baseline[c].judgement) is not None]
+    counts: dict[str, tuple[int, int]] = {}
+    for condition, judgement in judged:
+        base = comparison.design.baseline_for(condition)
+        counts[condition.method_label(base)] = judgement.look, judgement.n_failed
+        baseline = judgement.look, judgement.n_baseline_failed
+        counts[base.method] = max(counts.get(base.method, baseline), baseline)
+    return [
+        f"{failed} of {look} seeds of {_quote_commas(label)} failed at its chosen rate"
+        for label, (look, failed) in counts.items()
+        if failed
+    ]
 
 
 def _quote_commas(label: str) -> str:

@@ -41,6 +41,8 @@ class PairedScores:
     Attributes:
         seeds: Seeds up to the latest look.
         differences: Difference of each seed, (seeds,); NaN for a failed run.
+        n_failed: Number of seeds without a score of the method.
+        n_baseline_failed: Number of seeds without a score of the baseline.
         rounding: Rounding error of a difference.
         margin: Largest difference of equivalent methods; None if equivalence is not judged.
         larger_is_better: Whether larger scores are better.
@@ -48,6 +50,8 @@ class PairedScores:
 
     seeds: tuple[int, ...]
     differences: np.ndarray
+    n_failed: int
+    n_baseline_failed: int
     rounding: float
     margin: float | None
     larger_is_better: bool
@@ -64,11 +68,13 @@ class PairedScores:
     ) -> PairedScores:
         """Pair the finite scores of a method and the baseline by seed."""
         ours, theirs = (np.array([by_seed.get(seed, math.nan) for seed in seeds]) for by_seed in (scores, baseline))
+        n_failed, n_baseline_failed = (int((~np.isfinite(s)).sum()) for s in (ours, theirs))
         exists = np.isfinite(ours) & np.isfinite(theirs)
         differences = np.subtract(ours, theirs, out=np.full(len(seeds), math.nan), where=exists)
         largest = max((float(np.abs(s[exists]).max()) for s in (ours, theirs)), default=0.0) if exists.any() else 0.0
         # 8 units in the last place bound the rounding of two scores and of their difference.
-        return cls(tuple(seeds), differences, 8 * float(np.finfo(float).eps) * largest, margin, larger_is_better)
+        rounding = 8 * float(np.finfo(float).eps) * largest
+        return cls(tuple(seeds), differences, n_failed, n_baseline_failed, rounding, margin, larger_is_better)
 
 
 @dataclass(frozen=True)
@@ -76,26 +82,32 @@ class Judgement:
     """A verdict with its evidence.
 
     Attributes:
-        verdict: The verdict; better and worse take precedence over equivalent.
+        verdict: The verdict; better and worse take precedence over equivalent. A verdict that favours a side needs a
+            score of this side at every seed of the look, since a method may fail at the seeds that it would do worst
+            at. Better favours the method, worse the baseline, and equivalent both.
         equivalent: Whether the difference is shown to be within the margin; None if equivalence is not judged.
         seeds: Seeds of the differences.
         look: Number of seeds at the latest look, including seeds with a failed run.
+        n_failed: Number of these seeds at which the method failed.
+        n_baseline_failed: Number of these seeds at which the baseline failed.
         difference: Mean difference with its sequential interval; without an interval if all differences are equal.
         p_value: Sequential p-value for a difference; None below two seeds.
         adjusted_p: `p_value` adjusted by Holm's procedure.
         equivalence_p: Sequential p-value for equivalence; None below two seeds and without a margin.
         adjusted_equivalence_p: `equivalence_p` adjusted by Holm's procedure.
         margin: Largest difference of equivalent methods, in the metric's unit; None if equivalence is not judged.
-        smallest_margin: Smallest margin at which equivalence is shown; None without an interval.
+        smallest_margin: Smallest margin at which equivalence is shown; None without an interval, and with failed seeds.
         missing_seeds: Smallest and largest number of further seeds needed to show the equivalence of equal methods with
             a power of 80 %. They belong to the ends of the 80 % interval for the standard deviation. None if decided or
-            unknown; the largest number is None if it is above 10,000.
+            unknown, and with failed seeds; the largest number is None if it is above 10,000.
     """
 
     verdict: StudyVerdict
     equivalent: bool | None
     seeds: tuple[int, ...]
     look: int
+    n_failed: int
+    n_baseline_failed: int
     difference: Estimate
     p_value: float | None
     adjusted_p: float | None
@@ -120,6 +132,7 @@ class Judgement:
             "verdict": self.verdict.value,
             "equivalent": self.equivalent,
             "seeds": list(self.seeds),
+            "failed_seeds": {"method": self.n_failed, "baseline": self.n_baseline_failed},
             "p": self.p_value,
             "adjusted_p": self.adjusted_p,
             "equivalence_p": self.equivalence_p,
@@ -193,31 +206,41 @@ def _judge(pair: PairedScores, moments: LookMoments | None, evidence: _Evidence)
         moments: Moments of the differences at each look; None below two seeds.
         evidence: P-values of the comparison, and the level of its equivalence test.
     """
+    has_failures = pair.n_failed + pair.n_baseline_failed > 0
     is_different = evidence.adjusted_p is not None and evidence.adjusted_p < ALPHA
     equivalent = None
     if pair.margin is not None:
         equivalent = evidence.adjusted_equivalence_p is not None and evidence.adjusted_equivalence_p < ALPHA
+        # Equivalence favours both sides.
+        equivalent = equivalent and not has_failures
     verdict = StudyVerdict.EQUIVALENT if equivalent else StudyVerdict.UNDECIDED
     if is_different and moments is not None:
         statistics = moments.statistics()
         # The most extreme look decides the sign: at later looks the mean may have changed its sign.
         largest = statistics[np.argmax(np.abs(statistics))]
-        verdict = StudyVerdict.BETTER if bool(largest > 0) is pair.larger_is_better else StudyVerdict.WORSE
+        is_better = bool(largest > 0) is pair.larger_is_better
+        verdict = StudyVerdict.BETTER if is_better else StudyVerdict.WORSE
+        if pair.n_failed if is_better else pair.n_baseline_failed:
+            verdict = StudyVerdict.UNDECIDED
     undecided = verdict is StudyVerdict.UNDECIDED
     return Judgement(
         verdict=verdict,
         equivalent=equivalent,
         seeds=tuple(seed for seed, d in zip(pair.seeds, pair.differences, strict=True) if not math.isnan(d)),
         look=len(pair.seeds),
+        n_failed=pair.n_failed,
+        n_baseline_failed=pair.n_baseline_failed,
         difference=_estimate(pair, moments),
         p_value=evidence.p_value,
         adjusted_p=evidence.adjusted_p,
         equivalence_p=evidence.equivalence_p,
         adjusted_equivalence_p=evidence.adjusted_equivalence_p,
         margin=pair.margin,
-        smallest_margin=_smallest_margin(moments, evidence.level) if moments else None,
+        smallest_margin=_smallest_margin(moments, evidence.level) if moments and not has_failures else None,
         missing_seeds=(
-            _missing_seeds(moments, pair.margin, evidence.level) if moments and pair.margin and undecided else None
+            _missing_seeds(moments, pair.margin, evidence.level)
+            if moments and pair.margin and undecided and not has_failures
+            else None
         ),
     )
 
