@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -261,7 +260,7 @@ def _validate_inputs(design: StudyDesign) -> None:
     validated: set[str] = set()
     for condition in design.conditions:
         config = design.base_config(condition)
-        inputs = json.dumps(config.model_dump(exclude={"adapter", "training", "output"}), sort_keys=True, default=str)
+        inputs = format_json(config.model_dump(mode="json", exclude={"adapter", "training", "output"}))
         if inputs in validated:
             continue
         validated.add(inputs)
