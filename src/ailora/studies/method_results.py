@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ailora.recipes.evaluation.text_metrics import TEXT_METRICS
@@ -98,16 +98,9 @@ def collect_method_result(
     condition_trials = [trial for trial in trials if trial.spec.condition == condition]
     lr_search = design.lr_search(condition, n_seeds)
     reachable = {*lr_search.rates.reachable}
-    done = {
-        t.spec: t.result
-        for t in condition_trials
-        if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None and t.spec.learning_rate in reachable
-    }
+    runs = _group_runs(condition_trials, reachable)
     search = lr_search.plan(scores)
     metric, split = design.metric(condition), design.report_split(condition)
-    runs: dict[float, dict[int, TrialResult]] = {}
-    for spec in sorted(done, key=lambda spec: (spec.learning_rate, spec.seed)):
-        runs.setdefault(spec.learning_rate, {})[spec.seed] = done[spec]
     curve = {
         rate: estimate(result.metrics["validation"][metric] for result in by_seed.values())
         for rate, by_seed in runs.items()
@@ -135,6 +128,19 @@ def collect_method_result(
         status_counts=Counter(trial.status for trial in condition_trials),
         errors=[_describe_error(trial) for trial in condition_trials if trial.status is Status.FAIL],
     )
+
+
+def _group_runs(trials: Iterable[Trial], rates: Container[float]) -> dict[float, dict[int, TrialResult]]:
+    """Group complete runs with full schedules by learning rate, ascending, and seed."""
+    done = {
+        t.spec: t.result
+        for t in trials
+        if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None and t.spec.learning_rate in rates
+    }
+    runs: dict[float, dict[int, TrialResult]] = {}
+    for spec in sorted(done, key=lambda spec: (spec.learning_rate, spec.seed)):
+        runs.setdefault(spec.learning_rate, {})[spec.seed] = done[spec]
+    return runs
 
 
 def metric_point(metric: str) -> float:

@@ -148,7 +148,7 @@ def _progress(comparison: Comparison) -> str:
 
 
 def _score_table(comparison: Comparison) -> SummaryTable:
-    design, rows = comparison.design, []
+    rows: list[list[str]] = []
     for condition, result in comparison.results.items():
         row = [
             *_place(condition),
@@ -168,14 +168,18 @@ def _score_table(comparison: Comparison) -> SummaryTable:
                 against.verdict or _MISSING,
             ]
         )
-    metrics = sorted({design.metric_label(condition) for condition in comparison.results})
     columns = ["on", "method", "best rate", "seeds", "score", "minus baseline", "bootstrap", "verdict"]
+    return SummaryTable("Scores", columns, rows, _score_notes(comparison), "scores")
+
+
+def _score_notes(comparison: Comparison) -> list[str]:
+    design = comparison.design
+    metrics = sorted({design.metric_label(condition) for condition in comparison.results})
     interval = "sequential interval" if len(design.looks.counts) > 1 else "t-interval"
     note = (
         f"Score: mean over seeds of {', '.join(metrics)}, with its 95 % t-interval, at the learning rate that is best "
-        f"on the validation split. Minus baseline: paired by seed, with its 95 % {interval}. "
-        "Bootstrap: 95 % over seeds and examples, where "
-        "predictions are kept; with few seeds it is too narrow."
+        f"on the validation split. Minus baseline: paired by seed, with its 95 % {interval}. Bootstrap: 95 % over "
+        "seeds and examples, where predictions are kept; with few seeds it is too narrow."
     )
     others = [
         condition.method_label(base)
@@ -183,13 +187,13 @@ def _score_table(comparison: Comparison) -> SummaryTable:
         for condition in conditions
         if _has_other_seeds(comparison, base, condition)
     ]
-    notes = [note]
-    if others:
-        notes.append(
-            f"Minus baseline of {', '.join(dict.fromkeys(others))} is not the difference of the scores shown: it is "
-            "over the seeds that have a score of both methods, up to the latest look."
-        )
-    return SummaryTable("Scores", columns, rows, notes, "scores")
+    if not others:
+        return [note]
+    return [
+        note,
+        f"Minus baseline of {', '.join(dict.fromkeys(others))} is not the difference of the scores shown: it is over "
+        "the seeds that have a score of both methods, up to the latest look.",
+    ]
 
 
 def _has_other_seeds(comparison: Comparison, base: Condition, condition: Condition) -> bool:
