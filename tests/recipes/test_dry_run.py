@@ -114,8 +114,9 @@ def test_the_peak_of_a_process_is_its_own_and_not_its_parent_s() -> None:
     )
     parent = f"import subprocess, sys; held = b'x' * 2**30; subprocess.run([sys.executable, '-c', {read!r}])"
     output = subprocess.run([sys.executable, "-c", parent], capture_output=True, check=True, text=True).stdout
-    # Imports hold little more at their peak than at their end, and less than the parent's GiB.
-    assert 0 <= int(output.split()[-1]) < 2**28
+    # Imports hold little more at their peak than at their end, and less than the parent's GiB. The second of the two
+    # readings may be larger by the pages that it needs itself.
+    assert -(2**20) <= int(output.split()[-1]) < 2**28
 
 
 @pytest.mark.slow
