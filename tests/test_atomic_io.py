@@ -206,3 +206,12 @@ def test_file_systems_that_cannot_flush_folders_are_written_to(
     with pytest.raises(OSError, match=os.strerror(code)) if fatal else nullcontext():
         fill(tmp_path / "folder", "new")
     assert fatal or (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_file_systems_without_locks_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, **options: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(atomic_io.FileLock, "acquire", refuse)
+    fill(tmp_path / "folder", "new")
+    assert (tmp_path / "folder" / "a.txt").read_text() == "new"

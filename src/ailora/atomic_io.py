@@ -23,6 +23,8 @@ if sys.platform != "win32":
 
 T = TypeVar("T")
 
+#: Errors of file systems without locks.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 #: Errors of file systems that cannot flush a folder, such as some network and FUSE file systems, and of folders that
 #: may be written to but not read.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM)
@@ -315,6 +317,8 @@ def _remove(path: Path) -> None:
 def holding_lock(lock: Path, folder: Path, *, timeout_s: float = 0.0) -> Generator[None, None, None]:
     """Hold the lock of a folder during the body. The operating system releases the lock if the process dies.
 
+    On file systems without locks, the body runs without a lock.
+
     Args:
         lock: Path of the lock file.
         folder: Path of the folder, for the error.
@@ -330,6 +334,9 @@ def holding_lock(lock: Path, folder: Path, *, timeout_s: float = 0.0) -> Generat
         file_lock.acquire(timeout=timeout_s)
     except Timeout:
         raise _busy_error(folder) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     try:
         yield
     finally:

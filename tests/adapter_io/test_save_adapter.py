@@ -141,10 +141,22 @@ def test_a_restored_base_keeps_its_tied_weights(name: str) -> None:
 
 
 def test_labels_named_after_adapt_are_saved(tmp_path: Path) -> None:
-    model = ailora.adapt(BERT.model(), rank=2)
-    config = model.get_base_model().config
+    base = BERT.model()
+    config = base.config
+    config.pad_token_id = None
+    model = ailora.adapt(base, rank=2)
     config.id2label = {index: f"class {index}" for index in range(config.num_labels)}
     config.pad_token_id = 3
     metadata = AdapterMetadata.read(ailora.save_adapter(model, tmp_path) / "ailora.json")
     assert metadata.labels == tuple(config.id2label.values())
     assert metadata.pad_token_id == 3
+
+
+def test_labels_of_an_adapter_outlast_those_of_its_base(tmp_path: Path) -> None:
+    model = BERT.model()
+    model.config.id2label = {index: f"own {index}" for index in range(model.config.num_labels)}
+    folder = ailora.save_adapter(ailora.adapt(model, rank=2), tmp_path / "first")
+    base = BERT.model()
+    base.config.id2label = {index: f"of the base {index}" for index in range(base.config.num_labels)}
+    again = AdapterMetadata.read(ailora.save_adapter(ailora.resume(base, folder), tmp_path / "again") / "ailora.json")
+    assert again.labels == tuple(model.config.id2label.values())

@@ -60,6 +60,22 @@ def test_nothing_of_pefts_separates_residual_weights_from_their_adapter(tmp_path
         assert torch.allclose(restored.state_dict()[name], weight, atol=1e-6), name
 
 
+def test_a_merged_residual_adapter_can_be_unloaded() -> None:
+    """Then the weights are the trained ones; adapters that are added later are restored as ever."""
+    model = ailora.adapt(FAMILY.model(), rank=4, form="residual", task_type="FEATURE_EXTRACTION")
+    train(model, FAMILY, steps=2)
+    output = FAMILY.output(model.eval())
+    model.merge_adapter()
+    merged = model.unload()
+    assert torch.allclose(FAMILY.output(merged), output, atol=1e-5)
+    weights = {name: weight.clone() for name, weight in merged.state_dict().items()}
+    again = ailora.adapt(merged, rank=4, form="residual", roles=["query"], task_type="FEATURE_EXTRACTION")
+    for name, weight in ailora.restore_base(again).state_dict().items():
+        assert torch.allclose(weight, weights[name], atol=1e-6), name
+    with pytest.raises(ailora.ModelError, match="was removed from the model"):
+        ailora.restore_base(again)
+
+
 def test_one_of_two_residual_adapters_can_be_deleted() -> None:
     model = ailora.adapt(FAMILY.model(), rank=4, form="residual", task_type="FEATURE_EXTRACTION")
     model.add_adapter("ref", model.peft_config["default"])

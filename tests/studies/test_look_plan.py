@@ -147,6 +147,21 @@ def test_equal_methods_are_not_equivalent_where_one_of_them_fails() -> None:
         assert (judgement.verdict, judgement.equivalent, judgement.missing_seeds) == ("undecided", False, None)
 
 
+def test_seeds_that_failed_on_both_sides_end_a_comparison() -> None:
+    design = until_decided(methods=["lora", "milora"])
+    result = noisy({"milora": 0.0095})
+    assert max(trial.spec.seed for trial in ran(design, result)) > 4
+    lost = {("lora", 3), ("milora", 4)}
+
+    def fails_at_two_seeds(spec: TrialSpec) -> Result:
+        return "out of memory" if (spec.condition.method, spec.seed) in lost else result(spec)
+
+    trials = ran(design, fails_at_two_seeds)
+    assert max(trial.spec.seed for trial in trials) == 4
+    (sentence,) = summarize(compare(trials, design)).undecided
+    assert sentence.startswith("milora is undecided after 3 seeds, and stays so, because seeds of both sides failed: ")
+
+
 def test_a_method_without_a_rate_does_not_hold_up_the_others() -> None:
     design = until_decided(methods=["lora", "ailora", "pissa"])
     result = noisy({"pissa": 0.2})

@@ -113,7 +113,8 @@ def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata
     plan = metadata.parsed_plan
     config = checkpoint.config
     # PEFT adds heads to `modules_to_save` in its configuration, so that only the other direction is a contradiction.
-    if config_lacks := set(plan.options.modules_to_save) - set(config.get("modules_to_save") or []):
+    saved = config.get("modules_to_save") or []
+    if config_lacks := {*plan.options.modules_to_save} - {*([saved] if isinstance(saved, str) else saved)}:
         raise InputError(
             f"{checkpoint.folder}: {METADATA_NAME} lists {min(config_lacks)!r} in modules_to_save, but {CONFIG_NAME} "
             "does not: one of the files was edited, or belongs to a different adapter"
@@ -181,9 +182,11 @@ def _load_tensors(model: PeftModel, checkpoint: AdapterCheckpoint, plan: Plan, a
     # PEFT saves a resized vocabulary without `modules_to_save`: such a tensor belongs to the base model.
     state |= {PREFIX + heads.get(name, name): read_tensor(stored) for name, stored in checkpoint.saved.items()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    # A packed factor is no parameter, and takes a plain tensor.
-    for name in state.keys() & parameters.keys():
-        state[name] = distribute_like(state[name], parameters[name])
+    # Distributing is collective, so all processes must keep the same order. A packed factor, which is no parameter,
+    # takes a plain tensor.
+    for name, tensor in state.items():
+        if name in parameters:
+            state[name] = distribute_like(tensor, parameters[name])
     if unexpected := model.load_state_dict(state, strict=False).unexpected_keys:
         raise ModelError(
             f"the {type(base).__name__} has no place for {unexpected[0].removeprefix(PREFIX)} of {checkpoint.folder}: "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, LoraModel
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
 
     Args:
         model: Model returned by `adapt`, `apply_plan` or `resume`.
-        adapter_name: PEFT's name for an adapter made by ailora; in the residual form, the only adapter.
+        adapter_name: PEFT's name for an adapter made by ailora; in the residual form, the one that changed the weights.
 
     Returns:
         The base model.
@@ -122,9 +122,13 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
             )
         restore_weights(resolve_weights(base, plan.modules), _read_anchors(base, plan, adapter_name))
     saved = {name: module for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
-    for name, wrapper in saved.items():
+    # Wrappers may contain wrappers: the inner ones come first.
+    for name, wrapper in reversed(saved.items()):
         base.set_submodule(name, wrapper.original_module)
-    return model.unload()
+    lora_model = model.base_model
+    assert isinstance(lora_model, LoraModel)
+    # The `unload` of `AnchoredLoraModel` refuses models in the residual form. Here, their weights have been restored.
+    return LoraModel.unload(lora_model)
 
 
 def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:

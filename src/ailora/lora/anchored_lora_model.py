@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ailora.errors import ModelError
 from ailora.lora.packed_factor import PackedFactor
-from ailora.lora.residual import holds_residual
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form
 
@@ -56,7 +55,9 @@ class AnchoredLoraModel(LoraModel):
         super().delete_adapter(adapter_name)
 
     def unload(self) -> nn.Module:
-        self._validate_no_residual("the adapter cannot be unloaded")
+        # A merged adapter has turned the residual weights into the trained weights.
+        if not any(isinstance(module, LoraLayer) and module.merged for module in self.model.modules()):
+            self._validate_no_residual("the adapter cannot be unloaded")
         return super().unload()
 
     def _validate_no_residual(self, problem: str) -> None:
@@ -65,8 +66,7 @@ class AnchoredLoraModel(LoraModel):
         Raises:
             ModelError: An adapter in the residual form has changed the weights.
         """
-        names = self._find_residual_adapters()
-        if names and any(map(holds_residual, self.model.modules())):
+        if names := self._find_residual_adapters():
             raise ModelError(
                 f"{problem}: the adapter {names[0]!r} in the residual form has changed the base weights. Call "
                 "ailora.restore_base for the original base model, or load the base model again"

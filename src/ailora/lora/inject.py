@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 
+from ailora.distributed import compute_on_rank0_and_broadcast
 from ailora.errors import InputError, ModelError
 from ailora.lora.anchored_lora_model import AnchoredLoraModel
 from ailora.lora.initial_factors import InitialFactors
@@ -60,7 +61,9 @@ def resolve_planned_weights(model: nn.Module, plan: Plan, *, adapter_name: str) 
     _validate_modules_to_save(base, plan)
     if plan.form is Form.RESIDUAL:
         validate_residual_form(base, plan, weights)
-    _validate_unchanged_base(model, weights)
+    if _get_all_metadata(model):
+        # On other ranks, the weights may not be loaded.
+        compute_on_rank0_and_broadcast(lambda: _validate_unchanged_base(model, weights))
     return weights
 
 

@@ -34,7 +34,6 @@ class Residual:
         stored = self.weight.stored()
         undo.callback(stored.copy_, stored.clone())
         stored.copy_(self.value.T if self.weight.transposed else self.value)
-        self.weight.layer.holds_residual = True  # type: ignore[assignment]
 
 
 def compute_residuals(weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]) -> list[Residual]:
@@ -61,12 +60,6 @@ def restore_weights(weights: Mapping[str, BaseWeight], factors: Sequence[Initial
     # `read` returns a view of a plain weight, and `validate_residual_form` refuses all other weights.
     for weight, group in _by_weight(weights, factors):
         weight.read().add_(product_on_rows(group, weight.shape))
-        weight.layer.holds_residual = False  # type: ignore[assignment]
-
-
-def holds_residual(layer: nn.Module) -> bool:
-    """Return whether the weight of a base layer is a residual weight, and not restored."""
-    return getattr(layer, "holds_residual", False)
 
 
 def product_on_rows(factors: Iterable[InitialFactors], shape: tuple[int, int]) -> Float[Tensor, "out in_"]:

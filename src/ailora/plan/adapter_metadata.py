@@ -104,16 +104,16 @@ class AdapterMetadata(pydantic.BaseModel):
         return metadata.with_model_config(model_config)
 
     def with_model_config(self, model_config: object) -> AdapterMetadata:
-        """Copy with the labels and the padding token of a model's configuration in transformers.
+        """Copy in which labels and padding token, if missing, are those of a model's configuration in transformers.
 
-        What the configuration lacks is kept: the configuration of a base model has numbered classes.
+        Those that the adapter has are kept: several adapters, or a resumed one, may share a base with other labels.
         """
         pad_token_id = getattr(model_config, "pad_token_id", None)
         read = {
             "labels": read_labels(model_config, self.parsed_plan.options.task_type),
             "pad_token_id": pad_token_id if isinstance(pad_token_id, int) else None,
         }
-        return self.model_copy(update={key: value for key, value in read.items() if value is not None})
+        return self.model_copy(update={key: value for key, value in read.items() if getattr(self, key) is None})
 
     @cached_property
     def parsed_plan(self) -> Plan:

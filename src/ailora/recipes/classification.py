@@ -63,8 +63,9 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         self.position_limits.warn_beyond_context(count_tokens(datasets["train"]), key="data.max_length")
         return datasets
 
-    def read_rows(self) -> None:
-        _ = self.encoded_labels
+    def read_files(self) -> None:
+        if self.config.data.dataset is None:
+            _ = self.encoded_labels
 
     @property
     def num_labels(self) -> int:

@@ -113,22 +113,28 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
             limits.validate_generation(prompts, [row.origin for row in rows], generation)
 
     @cached_property
-    def general(self) -> Dataset | None:
-        """Tokenized general text; None if forgetting is not measured."""
+    def _general_rows(self) -> Rows | None:
         evaluation = self.config.evaluation
         if evaluation.general_text is None:
             return None
         template = Template.parse(evaluation.general_template, "evaluation.general_template")
         table = read_tables(evaluation.general_text, named=template.names)
         rows = [Row(origin, None, template.fill(columns, origin), columns) for columns, origin in table.records()]
-        return self._tokenize(Rows(rows).sample(evaluation.max_general_samples))
+        return Rows(rows).sample(evaluation.max_general_samples)
+
+    @cached_property
+    def general(self) -> Dataset | None:
+        """Tokenized general text; None if forgetting is not measured."""
+        return None if self._general_rows is None else self._tokenize(self._general_rows)
 
     def prepare(self) -> None:
         super().prepare()
         _ = self.general
 
-    def read_rows(self) -> None:
-        _ = self.rows, self.general
+    def read_files(self) -> None:
+        _ = self._general_rows
+        if self.config.data.dataset is None:
+            _ = self.rows
 
     def collate(self, rows: list[Any]) -> dict[str, Tensor]:
         return self.evaluator.collate(rows)

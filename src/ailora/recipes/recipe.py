@@ -100,8 +100,10 @@ class Recipe(ABC, Generic[ConfigT_co]):
         _ = self.arguments, self.datasets
 
     @abstractmethod
-    def read_rows(self) -> None:
-        """Read and validate the rows of all splits, without tokenizing them: a small part of the work of `prepare`.
+    def read_files(self) -> None:
+        """Read and validate the rows of data files, without tokenizing them: a small part of the work of `prepare`.
+
+        Data sets are not read, because they may have to be downloaded.
 
         Raises:
             InputError: Data are missing or invalid.

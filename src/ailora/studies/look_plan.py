@@ -109,7 +109,7 @@ def plan_looks(
         state = LookState(n_seeds, judge(pairs, schedule, n_pending=n_pending), n_pending)
         if len(reached) < len(active):
             break
-        active = [key for key in active if not state.judgements[key].is_decided]
+        active = [key for key in active if not state.judgements[key].is_final]
     return state
 
 

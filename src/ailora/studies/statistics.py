@@ -233,14 +233,16 @@ def merge_ties(scores: np.ndarray) -> np.ndarray:
     In floats, (373 / 400 + 371 / 400) / 2 is less than 372 / 400.
 
     Args:
-        scores: Scores, compared along the last axis, (..., scores); may be NaN, not infinite.
+        scores: Scores, compared along the last axis, (..., scores); may be NaN or infinite.
 
     Returns:
         Scores of the same shape; scores of a tie have its smallest value.
     """
     order = np.argsort(scores, axis=-1)
     ascending = np.take_along_axis(scores, order, axis=-1)
-    is_tied = np.diff(ascending, axis=-1, prepend=np.nan) <= ROUNDING * np.abs(ascending)
+    with np.errstate(invalid="ignore"):  # differences of infinite scores
+        is_tied = np.diff(ascending, axis=-1, prepend=np.nan) <= ROUNDING * np.abs(ascending)
+    is_tied &= np.isfinite(ascending)
     first = np.maximum.accumulate(np.where(is_tied, 0, np.arange(scores.shape[-1])), axis=-1)
     return np.take_along_axis(np.take_along_axis(ascending, first, axis=-1), np.argsort(order, axis=-1), axis=-1)
 

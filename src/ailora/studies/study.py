@@ -267,9 +267,7 @@ def _validate_inputs(design: StudyDesign) -> None:
         try:
             recipe = make_recipe(config)
             _ = recipe.tokenizer
-            # Reading the splits of a data set may download them, and takes much longer.
-            if config.data.dataset is None:
-                recipe.read_rows()
+            recipe.read_files()
         except InputError as error:
             raise InputError(f"{condition.label}: {error}" if condition.label else str(error)) from None
 

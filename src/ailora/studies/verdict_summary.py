@@ -180,7 +180,9 @@ def _undecided_result(comparison: Comparison, condition: Condition) -> str:
         return f"{text}: it is judged at {join_names(map(str, design.looks.counts))} seeds of both methods."
     looks = design.looks.counts
     later = [look for look in looks if look > judged.look]
-    if len(looks) > 1:
+    if judged.is_final:
+        text += ", and stays so, because seeds of both sides failed"
+    elif len(looks) > 1:
         text += f" (the next look is at {later[0]})" if later else ", the last look"
     parts = _failures(comparison, [condition])
     if judged.p_value is None:

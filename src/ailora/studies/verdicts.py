@@ -122,6 +122,11 @@ class Judgement:
         """Whether the verdict is better, worse or equivalent."""
         return self.verdict is not StudyVerdict.UNDECIDED
 
+    @property
+    def is_final(self) -> bool:
+        """Whether more seeds cannot change the verdict: it is decided, or both sides have failed seeds."""
+        return self.is_decided or (self.n_failed > 0 and self.n_baseline_failed > 0)
+
     def __str__(self) -> str:
         """Return the verdict in words, such as `better and equivalent`."""
         return f"{self.verdict} and equivalent" if self.equivalent and self.verdict in _DIFFERENT else self.verdict
