@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -9,11 +10,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from ailora.errors import InputError
 from ailora.plots.chart_spec import COLOURS, Axis, Chart, ForestPlot, ForestRow, Heatmap, Plot, Series
-from ailora.plots.matplotlib_backend import save_figure
+from ailora.plots.matplotlib_backend import _set_axes, save_figure
 from ailora.plots.run_charts import save_validation_curves, validation_curves
 
 HOSTILE = "<script>alert(1)</script> $x_1^ & \\frac{"
@@ -131,6 +134,22 @@ def test_powers_are_plain_numbers(tmp_path: Path) -> None:
     text = (tmp_path / "a.svg").read_text()
     assert "mathdefault" not in text
     assert "<!-- 0.01 -->" in text
+
+
+@pytest.mark.parametrize("largest", [3e-5, 1e-4, 3e-3, 1e-2, 1.0])
+def test_labels_of_a_logarithmic_axis_do_not_overlap(largest: float) -> None:
+    rates = [3e-6, largest]
+    figure = Figure(figsize=(3.2, 2.4))
+    FigureCanvasAgg(figure)
+    panel = figure.add_subplot()
+    chart = Plot("p", "t", "lines", Axis("learning rate", log=True), Axis("y"), (Series("s", rates, [1, 2]),), "c")
+    panel.plot(rates, [1, 2])
+    _set_axes(panel, chart)
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in panel.get_xticklabels() if label.get_text()]
+    visible = [box for box in boxes if panel.bbox.x0 - 1 <= (box.x0 + box.x1) / 2 <= panel.bbox.x1 + 1]
+    assert len(visible) >= 2
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(visible))
 
 
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ailora.plots.study_charts import shared_rate_charts
+from ailora.plots.study_charts import rate_charts, shared_rate_charts
 from ailora.studies.comparison import Comparison, compare
 from ailora.studies.shared_rate import Position
 from ailora.studies.summary import StudySummary, summarize
@@ -157,3 +157,10 @@ def test_rates_too_small_to_learn_mislead_nobody() -> None:
     shared = compare(ran(design, result), design).against_baseline[OURS].shared_rates
     assert {*shared.positions.values()} == {Position.LEVEL, Position.AHEAD}
     assert not shared.misleads
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_intervals_of_very_few_seeds_do_not_hide_the_curves(seeds: int) -> None:
+    """The t-interval of two seeds is thirteen times as wide as their standard error."""
+    (chart,) = rate_charts(compared(seeds=list(range(seeds)), seeds_at="all"))
+    assert [series.has_interval(0) for series in chart.series] == [seeds > 2] * 2

@@ -151,7 +151,7 @@ def _set_axes(panel: Axes, chart: Plot) -> None:
         if axis.log and any(value > 0 for value in values):
             panel.set(**{f"{name}scale": "log"})
             # By default, matplotlib writes powers as formulas. Without `parse_math`, these would show dollar signs.
-            panel_axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+            panel_axis.set_major_locator(LogLocator(subs=_choose_tick_digits(values), numticks=5))
             panel_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel_axis.set_minor_formatter(NullFormatter())
         elif axis.categories:
@@ -162,6 +162,13 @@ def _set_axes(panel: Axes, chart: Plot) -> None:
             panel.tick_params("x", rotation=20)
     elif not chart.x.log and _has_whole_x(chart):
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _choose_tick_digits(values: Sequence[float]) -> tuple[float, ...]:
+    """Choose the leading digits of the ticks of a logarithmic axis, so that their labels do not overlap."""
+    positive = [value for value in values if value > 0]
+    decades = math.log10(max(positive) / min(positive))
+    return (1.0, 2.0, 5.0) if decades <= 1.5 else (1.0, 3.0) if decades <= 2.5 else (1.0,)
 
 
 def _has_whole_x(chart: Plot) -> bool:

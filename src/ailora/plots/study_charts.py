@@ -108,7 +108,7 @@ def rate_charts(comparison: Comparison) -> Iterator[Plot]:
             series=tuple(
                 _series(
                     result.condition.method_label(base),
-                    result.curve,
+                    {rate: _hide_wide_interval(estimate) for rate, estimate in result.curve.items()},
                     [
                         pluralize(estimate.n, "seed") + ("; the best rate" if rate == result.search.best else "")
                         for rate, estimate in result.curve.items()
@@ -117,8 +117,8 @@ def rate_charts(comparison: Comparison) -> Iterator[Plot]:
                 )
                 for result in results
             ),
-            caption="Mean over seeds; the band is its 95 % t-interval where a rate has several seeds. Each method is "
-            "compared at its best rate.",
+            caption=f"Mean over seeds; the band is its 95 % t-interval where a rate has at least {_MIN_INTERVAL_SEEDS} "
+            "seeds. Each method is compared at its best rate.",
         )
 
 
@@ -164,7 +164,12 @@ def _by_category(against: BaselineComparison, rates: Sequence[float], shift: flo
     estimates = {i + shift: differences[rate].estimate for i, rate in enumerate(rates) if rate in differences}
     if against.difference is not None:
         estimates[len(rates) + shift] = against.difference.estimate
-    return {x: e if e.n >= _MIN_INTERVAL_SEEDS else replace(e, low=None, high=None) for x, e in estimates.items()}
+    return {x: _hide_wide_interval(estimate) for x, estimate in estimates.items()}
+
+
+def _hide_wide_interval(estimate: Estimate) -> Estimate:
+    """Return an estimate without the interval of very few seeds, which is so wide that nothing else could be seen."""
+    return estimate if estimate.n >= _MIN_INTERVAL_SEEDS else replace(estimate, low=None, high=None)
 
 
 def _shared_rate_notes(against: BaselineComparison) -> list[str]:
