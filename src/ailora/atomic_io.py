@@ -158,6 +158,11 @@ def write_text(file: Path, text: str) -> None:
     write_bytes(file, text.encode())
 
 
+def write_reason(file: Path, reason: str) -> None:
+    """Replace the content of a file by the reason of a failure, which may name a path that is not UTF-8."""
+    write_bytes(file, f"{reason}\n".encode(errors="backslashreplace"))
+
+
 def write_json(file: Path, data: object) -> None:
     """Replace the content of a file by plain data as JSON, atomically."""
     write_bytes(file, json_bytes(data))

@@ -74,6 +74,12 @@ class AdapterCheckpoint:
         return self.config.get("task_type")
 
     @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Ends of the names of modules trained in full, from the configuration."""
+        names = self.config.get("modules_to_save") or ()
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    @property
     def dora(self) -> bool:
         """Whether the adapter is a DoRA."""
         return any(module.magnitude for module in self.modules.values())

@@ -59,9 +59,8 @@ def validate_saved_modules(adapter: AdapterCheckpoint, base: nn.Module) -> None:
     Raises:
         InputError: A parameter is missing. The message names the first.
     """
-    names = adapter.config.get("modules_to_save") or []
     # PEFT compares only the ends of names: `head` also selects `lm_head`.
-    ends = tuple([names] if isinstance(names, str) else names)
+    ends = adapter.modules_to_save
     for name, part in base.named_modules():
         module = original_name(name)
         # A wrapper stands for its original module, which is listed too.

@@ -111,10 +111,8 @@ def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata
     if reason := checkpoint.find_mismatch(metadata):
         raise InputError(f"the {METADATA_NAME} does not belong to the adapter in {checkpoint.folder}: {reason}")
     plan = metadata.parsed_plan
-    config = checkpoint.config
     # PEFT adds heads to `modules_to_save` in its configuration, so that only the other direction is a contradiction.
-    saved = config.get("modules_to_save") or []
-    if config_lacks := {*plan.options.modules_to_save} - {*([saved] if isinstance(saved, str) else saved)}:
+    if config_lacks := {*plan.options.modules_to_save} - {*checkpoint.modules_to_save}:
         raise InputError(
             f"{checkpoint.folder}: {METADATA_NAME} lists {min(config_lacks)!r} in modules_to_save, but {CONFIG_NAME} "
             "does not: one of the files was edited, or belongs to a different adapter"
@@ -173,12 +171,7 @@ def _load_tensors(model: PeftModel, checkpoint: AdapterCheckpoint, plan: Plan, a
                 # The residual form trains `A = A0 + dA` and `B = B0 + dB`.
                 converted = factor.from_file(tensor) if converts and isinstance(factor, PackedFactor) else tensor
                 state[f"{PREFIX}{module}.{part}.{adapter_name}.weight"] = converted
-    heads = {
-        f"{original_name(name)}.{key}": f"{name}.modules_to_save.{adapter_name}.{key}"
-        for name, wrapper in base.named_modules(remove_duplicate=False)
-        if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.modules_to_save
-        for key in wrapper.modules_to_save[adapter_name].state_dict()
-    }
+    heads = _map_saved_names(base, adapter_name)
     # PEFT saves a resized vocabulary without `modules_to_save`: such a tensor belongs to the base model.
     state |= {PREFIX + heads.get(name, name): read_tensor(stored) for name, stored in checkpoint.saved.items()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -192,6 +185,16 @@ def _load_tensors(model: PeftModel, checkpoint: AdapterCheckpoint, plan: Plan, a
             f"the {type(base).__name__} has no place for {unexpected[0].removeprefix(PREFIX)} of {checkpoint.folder}: "
             "resume the adapter in a freshly loaded base model"
         )
+
+
+def _map_saved_names(base: nn.Module, adapter_name: str) -> dict[str, str]:
+    """Map the names of tensors of `modules_to_save` in a file to their names in a base model with the adapter."""
+    return {
+        f"{original_name(name)}.{key}": f"{name}.modules_to_save.{adapter_name}.{key}"
+        for name, wrapper in base.named_modules(remove_duplicate=False)
+        if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.modules_to_save
+        for key in wrapper.modules_to_save[adapter_name].state_dict()
+    }
 
 
 def _metadata_file(path: Path | str) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ailora.atomic_io import write_bytes, write_json
+from ailora.atomic_io import write_json, write_reason
 from ailora.checkpoints.folder_lock import OWN_NAME, lock_folder, read_state_file
 from ailora.checkpoints.manifest import Manifest
 from ailora.checkpoints.output_path import resolve_output_path, validate_inputs_outside, validate_no_links
@@ -73,8 +73,7 @@ class OutputDir:
                     yield done
                 except (InputError, ModelError) as error:
                     # The same request would fail again. `failed.txt` lets a different request take over the folder.
-                    # The reason may name a path that is not UTF-8.
-                    write_bytes(self._failed, f"{error}\n".encode(errors="backslashreplace"))
+                    write_reason(self._failed, str(error))
                     raise
             except OSError as error:
                 raise InputError(

@@ -56,7 +56,7 @@ class AnchoredLoraModel(LoraModel):
 
     def unload(self) -> nn.Module:
         # A merged adapter has turned the residual weights into the trained weights.
-        if not any(isinstance(module, LoraLayer) and module.merged for module in self.model.modules()):
+        if not has_merged_adapter(self.model):
             self._validate_no_residual("the adapter cannot be unloaded")
         return super().unload()
 
@@ -81,6 +81,11 @@ class AnchoredLoraModel(LoraModel):
         config = self.peft_config[adapter_name]
         shared = (name for name in self.ailora_metadata if self.peft_config.get(name) is config)
         return next((name for name in shared if name != adapter_name), None)
+
+
+def has_merged_adapter(model: nn.Module) -> bool:
+    """Return whether an adapter is merged into the base weights of a model."""
+    return any(isinstance(module, LoraLayer) and module.merged for module in model.modules())
 
 
 def _restart_from(factors: nn.ModuleDict, source: str, adapter_name: str) -> None:

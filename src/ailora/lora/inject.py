@@ -17,7 +17,7 @@ from torch import nn
 
 from ailora.distributed import compute_on_rank0_and_broadcast
 from ailora.errors import InputError, ModelError
-from ailora.lora.anchored_lora_model import AnchoredLoraModel
+from ailora.lora.anchored_lora_model import AnchoredLoraModel, has_merged_adapter
 from ailora.lora.initial_factors import InitialFactors
 from ailora.lora.lora_config import build_training_config
 from ailora.lora.packed_factor import validate_same_anchors
@@ -252,7 +252,7 @@ def validate_unmerged(model: nn.Module) -> None:
     Raises:
         ModelError: An adapter is merged.
     """
-    if any(isinstance(module, LoraLayer) and module.merged for module in model.modules()):
+    if has_merged_adapter(model):
         raise ModelError("an adapter is merged into the base weights: call unmerge_adapter() first")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ailora.atomic_io import replacing_folder, restore_non_finite, write_bytes, write_text
+from ailora.atomic_io import replacing_folder, restore_non_finite, write_reason, write_text
 from ailora.checkpoints.folder_lock import lock_folder, validate_content
 from ailora.checkpoints.manifest import Manifest
 from ailora.checkpoints.output_path import explain_failed_write, validate_no_links, writing
@@ -88,9 +88,8 @@ class RunFolder:
                 if not self._holds_work():
                     with suppress(OSError, InputError):
                         self.claim(self.failed)
-                        reason = f"ended before the first checkpoint: {type(error).__name__}: {error}\n"
-                        # The reason may name a path that is not UTF-8.
-                        write_bytes(self.failed, reason.encode(errors="backslashreplace"))
+                        reason = f"ended before the first checkpoint: {type(error).__name__}: {error}"
+                        write_reason(self.failed, reason)
                 if reason := explain_failed_write(error, self.path):
                     raise InputError(
                         f"cannot continue writing to {self.path} ({reason}); complete files are kept, and the same "

@@ -10,8 +10,12 @@ from typing import Any
 
 #: Task of a study without `tasks:`.
 ONLY_TASK = "base"
-#: Start of the error of a trial that failed by invalid input; see `ailora.studies.trial_runner`.
-REFUSED = "InputError: "
+
+
+def is_invalid_input(error: object) -> bool:
+    """Return whether the stored error of a trial is an `InputError`, whose cause the user can correct."""
+    # `ailora.studies.trial_runner` stores the name of an exception with its message.
+    return isinstance(error, str) and error.startswith("InputError: ")
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,7 @@ class Trial:
     @property
     def refused(self) -> bool:
         """Whether the trial failed by invalid input, which the user can correct, such as a missing data file."""
-        return self.status is Status.FAIL and (self.error or "").startswith(REFUSED)
+        return self.status is Status.FAIL and is_invalid_input(self.error)
 
     def to_row(self, grid_keys: Iterable[str]) -> dict[str, Any]:
         """Convert to a row of the table of trials.

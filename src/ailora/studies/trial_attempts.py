@@ -17,7 +17,7 @@ from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import select
 
-from ailora.studies.trial import REFUSED, Status, Trial, TrialResult, TrialSpec
+from ailora.studies.trial import Status, Trial, TrialResult, TrialSpec, is_invalid_input
 
 # Attributes of an attempt in databases: `key` and `cell` from the start, a single further attribute at the end.
 KEY, SPEC, RESULT, ERROR, INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
@@ -52,7 +52,7 @@ def is_lost(frozen: FrozenTrial) -> bool:
 
 def is_refused(frozen: FrozenTrial) -> bool:
     """Return whether an attempt failed by invalid input, which the user can correct, such as a missing data file."""
-    return frozen.state is TrialState.FAIL and str(frozen.user_attrs.get(ERROR, "")).startswith(REFUSED)
+    return frozen.state is TrialState.FAIL and is_invalid_input(frozen.user_attrs.get(ERROR))
 
 
 def find_counted_attempt(attempts: Sequence[FrozenTrial]) -> FrozenTrial:
