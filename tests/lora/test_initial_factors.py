@@ -79,8 +79,8 @@ def test_tied_weights_are_decomposed_once_and_subtracted_once(monkeypatch: pytes
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("policy", ["ailora", "lora"])
-def test_batches_give_what_one_by_one_gives(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+@pytest.mark.parametrize("policy", ["ailora", "lora", {"query": {"init": "principal", "size": "unit"}}])
+def test_batches_give_what_one_by_one_gives(monkeypatch: pytest.MonkeyPatch, policy: str | dict[str, object]) -> None:
     """On a GPU equal shapes are decomposed at once; here the same code runs on the CPU."""
 
     def anchors() -> dict[str, torch.Tensor]:

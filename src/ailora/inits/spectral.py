@@ -62,7 +62,9 @@ class Spectral(Init):
         del generator  # the decomposition is deterministic
         triplets = cached_svd(weight, rank, self.band)
         if self.size is Size.UNIT:
-            return Factors(A=triplets.Vh * KAIMING_ROW_NORM, B=triplets.U * KAIMING_ROW_NORM)
+            # A count for each matrix of a batch, because callers split batches. No singular value is used, or clamped.
+            floored = torch.zeros_like(triplets.S[..., 0], dtype=torch.int64)
+            return Factors(A=triplets.Vh * KAIMING_ROW_NORM, B=triplets.U * KAIMING_ROW_NORM, floored=floored)
         norm = frobenius_norm(weight.to(triplets.S.dtype))[..., None]
         min_value = (_MIN_SINGULAR_VALUE_RATIO * norm / math.sqrt(min(weight.shape[-2:]))).to(triplets.S.dtype)
         # A zero weight has no scale, so its factors get the scale of plain LoRA.
