@@ -42,10 +42,17 @@ def test_a_role_that_is_not_there_has_no_rows() -> None:
         ("grouped", {"num_attention_heads": 4, "num_key_value_heads": 1}, 12, "query 8 + key 2 + value 2"),
         ("grouped", {"n_heads": 4, "attn_config": SimpleNamespace(kv_n_heads=2)}, 16, "query 8 + key 4 + value 4"),
         (
-            "grouped",
+            "chatglm",
             {"num_attention_heads": 4, "multi_query_attention": True, "multi_query_group_num": 2},
             16,
             "query 8 + key 4 + value 4",
+        ),
+        # Without shared keys and values, ChatGLM's modeling file views the rows as (heads, 3 x head size).
+        (
+            "chatglm",
+            {"num_attention_heads": 2, "multi_query_attention": False, "multi_query_group_num": 1},
+            12,
+            "2 x (query 2 + key 2 + value 2)",
         ),
         ("per_head", {"n_head": 2}, 12, "2 x (query 2 + key 2 + value 2)"),
         ("quarters", {}, 24, "4 x (query 2 + key 2 + value 2)"),

@@ -74,6 +74,11 @@ def bigcode(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> 
     return (multi_query if config.multi_query else per_head)(roles, config, out_features)
 
 
+def chatglm(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
+    """Split as ChatGLM's configuration says: a block per role, or every head into the roles."""
+    return (grouped if config.multi_query_attention else per_head)(roles, config, out_features)
+
+
 def quarters(roles: tuple[Role, ...], _config: ModelConfig, out_features: int) -> FusedLayout:
     """Split into four groups, each with all roles: CodeGen's `qkv_proj`."""
     # Four in every configuration: CodeGen was trained in parallel on four cores.

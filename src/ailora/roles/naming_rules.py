@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ailora.roles.fused_splits import Split, bigcode, equal, falcon, grouped, latent, per_head, quarters
+from ailora.roles.fused_splits import Split, bigcode, chatglm, equal, falcon, grouped, latent, per_head, quarters
 from ailora.roles.projection import Attention, Role
 
 
@@ -153,7 +153,7 @@ CODEGEN = (
 MPT = (*fused_attention("attn", "Wqkv", "out_proj"), *_mlp("ffn", up="up_proj", down="down_proj"))
 #: transformers has no modeling file for this family, only remote code.
 CHATGLM = (
-    *fused_attention("self_attention", "query_key_value", "dense", grouped),
+    *fused_attention("self_attention", "query_key_value", "dense", chatglm),
     Rule(r"mlp\.dense_h_to_4h", (Role.GATE, Role.UP), None),
     *_mlp("mlp", down="dense_4h_to_h"),
 )
