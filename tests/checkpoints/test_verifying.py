@@ -57,6 +57,28 @@ def test_fused_and_transposed_weights(model_type: str, couple_roles: bool, tmp_p
     assert results(verify(tmp_path / "adapter", str(tmp_path / "base"))) == {**PASSED, "start": True}
 
 
+def test_any_null_vectors_of_a_singular_weight_pass(tmp_path: Path) -> None:
+    """If more singular values are zero than the rank, rounding chooses the minor directions, on each machine others."""
+    model = tiny_model("bert")
+    value = model.encoder.layer[0].attention.self.value
+    rank = 2
+    with torch.no_grad():
+        value.weight[: 4 * rank] = 0
+    model.save_pretrained(tmp_path / "base")
+    init(str(tmp_path / "base"), tmp_path / "adapter", rank=rank)
+    file = tmp_path / "adapter" / WEIGHTS
+    tensors = load_file(file)
+    factors = {
+        name: tensors[f"{PREFIX}encoder.layer.0.attention.self.value.{name}.weight"] for name in ("lora_A", "lora_B")
+    }
+    U, _, Vh = torch.linalg.svd(value.weight.detach())
+    others = slice(-2 * rank, -rank)
+    factors["lora_A"][:rank] = Vh[others] * factors["lora_A"][:rank].norm(dim=1, keepdim=True)
+    factors["lora_B"][:, rank:] = U[:, others] * factors["lora_B"][:, rank:].norm(dim=0)
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert results(verify(tmp_path / "adapter", str(tmp_path / "base")))["anchor"]
+
+
 def test_the_unit_size(base: Path, tmp_path: Path) -> None:
     init(str(base), tmp_path, {"query": {"init": "principal", "size": "unit"}}, rank=4)
     assert verify(tmp_path, str(base)).passed

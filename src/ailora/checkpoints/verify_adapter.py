@@ -19,7 +19,7 @@ from ailora.adapter_io.projection_factors import ProjectionFactors
 from ailora.checkpoints.modules_to_save import find_saved_tensors
 from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import InputError, ModelError
-from ailora.inits import Spectral
+from ailora.inits.spectral import Spectral, min_singular_value
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import Checkpoint, read_header, read_tensor
@@ -249,10 +249,15 @@ def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
     )
     angle_error = max(_compute_angle(A.mT, fresh.A.mT), _compute_angle(B, fresh.B))
     # If singular values are close together, the span of the directions is not unique. The anchor then passes if the
-    # weight has the same singular values on the span of the anchor as on the span of the new directions.
+    # weight has the same singular values on the span of the anchor as on the span of the new directions. Negligible
+    # values are rounding errors, which differ between machines.
+    negligible = min_singular_value(rows).double()
     gain_error = max(
-        _compute_relative_error(_compute_gains(rows, A.mT), _compute_gains(rows, fresh.A.mT)),
-        _compute_relative_error(_compute_gains(rows.mT, B), _compute_gains(rows.mT, fresh.B)),
+        _compute_relative_error(
+            _compute_gains(matrix, directions).clamp_min(negligible),
+            _compute_gains(matrix, other).clamp_min(negligible),
+        )
+        for matrix, directions, other in ((rows, A.mT, fresh.A.mT), (rows.mT, B, fresh.B))
     )
     return max(norm_error, min(angle_error, gain_error)) / tolerance
 

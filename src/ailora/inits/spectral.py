@@ -65,8 +65,7 @@ class Spectral(Init):
             # A count for each matrix of a batch, because callers split batches. No singular value is used, or clamped.
             floored = torch.zeros_like(triplets.S[..., 0], dtype=torch.int64)
             return Factors(A=triplets.Vh * KAIMING_ROW_NORM, B=triplets.U * KAIMING_ROW_NORM, floored=floored)
-        norm = frobenius_norm(weight.to(triplets.S.dtype))[..., None]
-        min_value = (_MIN_SINGULAR_VALUE_RATIO * norm / math.sqrt(min(weight.shape[-2:]))).to(triplets.S.dtype)
+        min_value = min_singular_value(weight.to(triplets.S.dtype))[..., None].to(triplets.S.dtype)
         # A zero weight has no scale, so its factors get the scale of plain LoRA.
         min_value = torch.where(min_value > 0, min_value, KAIMING_ROW_NORM**2 * scaling)
         # Clamping does not change the initial output: the anchored form is exact for any factors, and the residual form
@@ -77,3 +76,15 @@ class Spectral(Init):
 
     def to_dict(self) -> dict[str, str]:
         return {"init": self.band.value, "size": self.size.value}
+
+
+def min_singular_value(weight: Float[Tensor, "*batch out in_"]) -> Float[Tensor, "*batch"]:
+    """Return the value below which a singular value of a weight is negligible, 0 for a zero weight.
+
+    Args:
+        weight: Weight (out, in) in float32 or float64, or a batch (..., out, in).
+
+    Returns:
+        Values (...,).
+    """
+    return _MIN_SINGULAR_VALUE_RATIO * frobenius_norm(weight) / math.sqrt(min(weight.shape[-2:]))
