@@ -197,7 +197,7 @@ def test_the_band_does_not_depend_on_the_number_of_threads(method: str, band: Ba
 def _garbage(weight: torch.Tensor, rank: int, band: Band) -> Triplets:
     """Orthonormal, finite, and wrong."""
     basis = torch.linalg.qr(noise(weight.shape[-1], rank)).Q
-    return Triplets(basis, torch.ones(rank, dtype=torch.float64), basis.mT)
+    return Triplets(basis, weight.double().abs().amax().expand(rank), basis.mT)
 
 
 def _not_orthonormal(weight: torch.Tensor, rank: int, band: Band) -> Triplets:
@@ -216,12 +216,13 @@ def _gives_up(weight: torch.Tensor, rank: int, band: Band) -> Triplets:
     raise NotConvergedError("no")
 
 
+@pytest.mark.parametrize("exponent", [0, -90, 90])
 @pytest.mark.parametrize("failure", [_garbage, _not_orthonormal, _not_finite, _gives_up])
 @pytest.mark.parametrize(("method", "band"), [c for c in CASES if c[0] not in ("auto", "exact")])
 def test_a_hidden_failure_ends_in_the_exact_result(
-    monkeypatch: pytest.MonkeyPatch, failure: Callable[..., Triplets], method: str, band: Band
+    monkeypatch: pytest.MonkeyPatch, failure: Callable[..., Triplets], method: str, band: Band, exponent: int
 ) -> None:
-    weight = trained_like(40).float()
+    weight = trained_like(40).float() * 2.0**exponent
     monkeypatch.setitem(_METHODS, method, failure)
     made = truncated_svd(weight, 4, band, method=method)
     assert made.certificate is not None

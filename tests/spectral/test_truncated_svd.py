@@ -134,8 +134,31 @@ def test_the_default_device_does_not_matter(method: Any, band: str) -> None:
     assert torch.equal(made.U, expected.U)
 
 
+@pytest.mark.parametrize("band", Band)
+@pytest.mark.parametrize(
+    ("dtype", "exponent"), [(torch.float32, -130), (torch.float64, 700), (torch.float64, -700), (torch.float64, -1040)]
+)
 @pytest.mark.parametrize("method", ["auto", "gram"])
-def test_float64_weights_whose_squares_overflow_are_refused(method: Any) -> None:
-    weight = torch.randn(12, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e200
-    with pytest.raises(InputError, match="no method decomposes the 12 x 9 matrix accurately enough"):
-        truncated_svd(weight, 3, "principal", method=method)
+def test_weights_near_the_ends_of_the_range_have_scaled_triplets(
+    band: Band, dtype: torch.dtype, exponent: int, method: Any
+) -> None:
+    """Squares overflow or underflow. Integers stay exact even where entries have few bits."""
+    weight = torch.randint(-8, 9, (12, 9), generator=torch.Generator().manual_seed(0)).to(dtype)
+    scaled = torch.from_numpy(np.ldexp(weight.numpy(), exponent))
+    made, expected = truncated_svd(scaled, 2, band, method=method), truncated_svd(weight, 2, band, method=method)
+    assert torch.allclose(made.U, expected.U, atol=1e-5)
+    assert torch.allclose(made.Vh, expected.Vh, atol=1e-5)
+    assert np.allclose(np.ldexp(made.S.double().numpy(), -exponent), expected.S.double().numpy(), rtol=1e-5)
+    assert made.certificate is not None
+    assert 0 < made.certificate.residual <= made.certificate.bound
+
+
+def test_a_batch_of_different_scales_is_scaled_matrix_by_matrix() -> None:
+    weights = torch.stack([torch.eye(4) * factor for factor in (0.0, 2.0**-140, 1.0, 2.0**100)])
+    made = truncated_svd(weights, 2, "principal")
+    assert made.S.tolist() == [[0.0, 0.0], [2.0**-140] * 2, [1.0, 1.0], [2.0**100] * 2]
+
+
+def test_singular_values_beyond_the_dtype_are_refused() -> None:
+    with pytest.raises(InputError, match=r"the singular values of the matrix overflow torch\.float32"):
+        truncated_svd(torch.full((4, 3), 3e38), 1, "principal")

@@ -27,6 +27,9 @@ _METHODS: dict[str, Callable[[Tensor, int, Band], Triplets]] = {
 #: machine epsilons, because most are computed in float64. Float64 results need a larger bound, because LAPACK's errors
 #: grow with the size of the matrix.
 _BOUND_IN_EPS = {torch.float32: 16.0, torch.float64: 1024.0}
+#: Range of the Frobenius norms of matrices that are decomposed as they are. Outside this range, squares of entries or
+#: residuals may overflow, or underflow to zero. A residual of zero would certify any result.
+_SAFE_NORMS = (1e-9, 1e9)
 #: Up to this length of the smaller side, a few eigenvectors of the Gram matrix cost less than any iteration.
 _MAX_GRAM_SIDE = 1024
 
@@ -52,7 +55,8 @@ def truncated_svd(
 
     Raises:
         InputError: The band or the method is unknown, the method does not apply to the weight, the rank is out of
-            range, the weight is not a finite floating-point matrix, or no method is accurate enough.
+            range, the weight is not a finite floating-point matrix, a singular value overflows the dtype of the result,
+            or no method is accurate enough.
 
     Examples:
         >>> import torch
@@ -76,12 +80,19 @@ def truncated_svd(
     if method == "auto":
         method = choose_method((out, in_), rank, band, dtype=matrix.dtype)
     _validate_method(method, (out, in_), band)
+    lowest, highest = _SAFE_NORMS
+    scale = None if ((norm > lowest) & (norm < highest)).all() else _power_of_two(matrix)
+    if scale is not None:
+        # Exact, except that entries may underflow that are negligible beside the largest.
+        matrix = (matrix.double() / scale).to(matrix.dtype)
+        norm = frobenius_norm(matrix)
     try:
         # In a caller's autocast region, matrix products would run in half precision.
         with torch.autocast(matrix.device.type, enabled=False):
-            return _decompose(matrix, rank, band, method=method, norm=norm)
+            triplets = _decompose(matrix, rank, band, method=method, norm=norm)
     except NotConvergedError as error:
         raise InputError(f"no method decomposes the {out} x {in_} matrix accurately enough: {error}") from error
+    return triplets if scale is None else _rescale(triplets, scale)
 
 
 def validate_decomposable(weight: object) -> None:
@@ -109,6 +120,25 @@ def frobenius_norm(matrix: Float[Tensor, "*batch out in_"]) -> Float[Tensor, "*b
     # In float32, squares of entries above 1e19 overflow, and squares of entries below 1e-23 underflow.
     in_range = torch.isfinite(norm).all() and (norm > 0).all()
     return norm if in_range else torch.linalg.vector_norm(matrix.double(), dim=(-2, -1))
+
+
+def _power_of_two(matrix: Float[Tensor, "*batch out in_"]) -> Float[Tensor, "*batch 1 1"]:
+    """Return the power of two at or below the largest entry of each matrix, in float64. Return 1 for a zero matrix."""
+    largest = matrix.abs().amax(dim=(-2, -1), keepdim=True).double()
+    # `exp2` may round. This quotient is exact.
+    return torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1.0)
+
+
+def _rescale(triplets: Triplets, scale: Float[Tensor, "*batch 1 1"]) -> Triplets:
+    """Return the triplets of `scale` times the decomposed matrix. The certificate is relative, so it stays valid.
+
+    Raises:
+        InputError: A singular value overflows.
+    """
+    S = (triplets.S.double() * scale[..., 0]).to(triplets.S.dtype)
+    if not torch.isfinite(S).all():
+        raise InputError(f"the singular values of the matrix overflow {S.dtype}: scale the matrix down")
+    return replace(triplets, S=S)
 
 
 def _decompose(weight: Tensor, rank: int, band: Band, *, method: str, norm: Tensor) -> Triplets:
