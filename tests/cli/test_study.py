@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from rich.console import Console
+from typer.main import get_command
 
-from ailora.cli import study_progress
+from ailora.cli import app, study_progress
 from ailora.recipes.config.yaml_file import format_yaml
+from ailora.studies.study_config import load_study_config
 from tests.cli.test_cli import ailora
 from tests.recipes.conftest import config, tiny_bert, verdicts
 from tests.studies.conftest import study
@@ -52,6 +55,16 @@ def test_the_cursor_is_shown_again_if_the_storage_fails_at_the_end(monkeypatch: 
     with pytest.raises(OSError, match="the disk is gone"), progress:
         storage.lost = True
     assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize("command", ["run", "status", "report", "export"])
+def test_overrides_in_the_help_apply_to_a_study_file(command: str, file: Path) -> None:
+    commands: Any = get_command(app)
+    parameters = commands.commands["study"].commands[command].params
+    (text,) = (parameter.help for parameter in parameters if parameter.name == "overrides")
+    examples = re.findall(r"[\w.]+=[\w.]+\w", text)
+    assert examples
+    load_study_config(file, examples)
 
 
 @pytest.mark.ci

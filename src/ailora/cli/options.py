@@ -15,6 +15,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Values that override the file, such as adapter.rank=4.", metavar="[KEY=VALUE]..."),
 ]
+StudyOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Values that override the file, such as base.adapter.rank=4 or margin=0.02.", metavar="[KEY=VALUE]..."
+    ),
+]
 
 Policy = Annotated[str, typer.Option(help="Policy: ailora, reversed, pissa, milora or lora.")]
 Rank = Annotated[int, typer.Option(help="Rank r of the factors.")]
@@ -31,7 +37,7 @@ NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not use the cache 
 Scale = Annotated[str | None, typer.Option(help="Entry of `scales:` in the study file to apply.")]
 Bootstrap = Annotated[bool, typer.Option(help="Also resample the examples of each study, from saved predictions.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the content of an existing folder.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files with the names that the command writes.")]
 ForceFile = Annotated[
     bool, typer.Option("--force", help="Replace an existing file, even if ailora has not written it.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ailora.cli.options import Bootstrap, ForceFile, Json, Overrides, Scale
+from ailora.cli.options import Bootstrap, ForceFile, Json, Scale, StudyOverrides
 
 study = typer.Typer(
     help="Compare methods fairly: a tuned learning rate for each method, several seeds, confidence intervals.",
@@ -20,7 +20,7 @@ StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).")]
 @study.command()
 def run(
     file: StudyFile,
-    overrides: Overrides = None,
+    overrides: StudyOverrides = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of trials that run at a time on this machine.")] = 1,
     scale: Scale = None,
 ) -> None:
@@ -70,7 +70,7 @@ def work(
 
 
 @study.command()
-def status(file: StudyFile, overrides: Overrides = None, scale: Scale = None) -> None:
+def status(file: StudyFile, overrides: StudyOverrides = None, scale: Scale = None) -> None:
     """Show the progress of a study, also while its workers run elsewhere."""
     from ailora.cli.study_progress import progress_table
     from ailora.cli.tables import console
@@ -83,7 +83,7 @@ def status(file: StudyFile, overrides: Overrides = None, scale: Scale = None) ->
 @study.command()
 def report(
     file: StudyFile,
-    overrides: Overrides = None,
+    overrides: StudyOverrides = None,
     scale: Scale = None,
     out: Annotated[Path | None, typer.Option(help="Markdown file to write; default: print.")] = None,
     bootstrap: Bootstrap = True,
@@ -125,7 +125,7 @@ def report(
 def export(
     file: StudyFile,
     out: Annotated[Path, typer.Option(help="File to write: .csv, .tsv, .jsonl or .parquet.")],
-    overrides: Overrides = None,
+    overrides: StudyOverrides = None,
     scale: Scale = None,
     force: ForceFile = False,
 ) -> None:
