@@ -208,7 +208,7 @@ def test_a_data_set_by_name(tmp_path: Path) -> None:
     pd.DataFrame(ROWS, columns=["sentence", "label"]).to_csv(tmp_path / "train.csv", index=False)
     config = data("train", dataset=str(tmp_path))
     assert load_examples(config, "train").texts == [(text,) for text, _ in ROWS]
-    with pytest.raises(ailora.InputError, match="cannot load split 'trian' of data set"):
+    with pytest.raises(ailora.InputError, match="cannot load split 'trian' of dataset"):
         load_examples(config.model_copy(update={"train": "trian"}), "train")
 
 

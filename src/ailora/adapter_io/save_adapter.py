@@ -36,11 +36,11 @@ from ailora.weights.dtensor import any_dtensor, full_tensor
 
 
 def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "default") -> Path:
-    """Save an adapter made by ailora as a stock PEFT adapter for the untouched base, with `ailora.json`.
+    """Save an adapter made by ailora as a stock PEFT adapter for the unchanged base, with `ailora.json`.
 
     The files are written beside the folder's files, and replace them when all are complete. The residual form is saved
     as the anchored form, whose factors `[dB, B]` and `[A0; dA]`, with `dA = A - A0` and `dB = B - B0`, have the product
-    `B A - B0 A0`: the update of the untouched base. For a model sharded by FSDP2, call this function in every process;
+    `B A - B0 A0`: the update of the unchanged base. For a model sharded by FSDP2, call this function in every process;
     the main process writes. For any other model, call it in one process.
 
     Args:
@@ -146,7 +146,7 @@ def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.T
     if not selected:
         raise ModelError(
             "PEFT finds no adapter in the state dict: fsdp_config['activation_checkpointing'] has renamed the layers. "
-            "Use the Trainer's argument gradient_checkpointing instead. The trained weights are in the Trainer's "
+            "Use the Trainer's argument activation_checkpointing instead. The trained weights are in the Trainer's "
             "checkpoints (pytorch_model_fsdp)"
         )
     return {names[int(index)]: full_tensor(state[names[int(index)]]) for index in selected.values()}

@@ -85,7 +85,7 @@ def export(
     dtype: str = "fp32",
     force: bool = False,
 ) -> ExportReport:
-    """Write an adapter as a plain LoRA for the untouched base, with a single rank and scaling for all modules.
+    """Write an adapter as a plain LoRA for the unchanged base, with a single rank and scaling for all modules.
 
     Servers read a single rank and a single alpha. Therefore, factors of smaller rank are padded with zeros, and
     scalings that differ between modules are multiplied into `B`. Without `rank` and `energy`, the export is exact up to

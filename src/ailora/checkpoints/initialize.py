@@ -96,7 +96,7 @@ def init(
     """Write the initial adapter of a model to a folder, without loading the model.
 
     `init` computes the same adapter as `adapt`, but reads only the adapted weights, one matrix at a time. The
-    result is a stock PEFT adapter for the untouched checkpoint, with an update of exactly zero.
+    result is a stock PEFT adapter for the unchanged checkpoint, with an update of exactly zero.
 
     Repeating an interrupted call resumes; repeating a finished call does nothing. Under torchrun or `accelerate
     launch`, the ranks share the work and write to a common `out`.

@@ -52,6 +52,7 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
     Raises:
         InputError: The data are invalid, the model does not fit the recipe, or the folder holds a different run.
         ModelError: The model cannot be adapted as configured.
+        DivergenceError: A loss, a gradient or a parameter is not finite, unless `on_nonfinite: continue`.
     """
     folder = RunFolder(config.output)
     if existing_result := folder.read_finished_result(config):

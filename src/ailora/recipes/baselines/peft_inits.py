@@ -40,7 +40,7 @@ _IGNORED_WARNINGS = (
     "lora with eva initialization used with low_cpu_mem_usage",
     "Full backward hook is firing when gradients",
 )
-#: Number of training rows that CorDA and LoRA-GA read, as in CorDA's paper (arXiv 2406.05223). Data sets with fewer
+#: Number of training rows that CorDA and LoRA-GA read, as in CorDA's paper (arXiv 2406.05223). Datasets with fewer
 #: rows are read once.
 _CALIBRATION_ROWS = 256
 #: Largest number of batches that EVA reads until its directions converge.

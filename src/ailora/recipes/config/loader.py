@@ -111,7 +111,7 @@ def _merge_task(task: dict[str, object], given: dict[str, object]) -> dict[str, 
     merged = {**task, **given}
     for key, section in given.items():
         if isinstance(section, dict) and isinstance(defaults := task.get(key), dict):
-            # A different data set does not have the subset of the task's data set.
+            # A different dataset does not have the subset of the task's dataset.
             dropped_keys = {"subset"} if "dataset" in section else set()
             merged[key] = {k: v for k, v in defaults.items() if k not in dropped_keys} | section
     return merged
@@ -195,7 +195,7 @@ def _validate_source(data: DataSource) -> None:
 def _resolve_data_paths(data: DataSource, folder: Path) -> DataSource:
     """Return a data section with absolute paths."""
     update: dict[str, object] = {}
-    # The splits of a data set are names, not paths. The data set keeps its name, which identifies trials of studies.
+    # The splits of a dataset are names, not paths. The dataset keeps its name, which identifies trials of studies.
     if data.dataset is None:
         update |= {split: _make_absolute(getattr(data, split), folder) for split in ("train", "validation", "test")}
     if (template := getattr(data, "chat_template", None)) and is_file(folder / expand_home(template)):

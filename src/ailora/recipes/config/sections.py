@@ -26,6 +26,20 @@ class AdapterConfig(Section, frozen=True):
 
     `policy: full` trains the model in full, and `policy: peft:NAME` selects an init of PEFT.
     `policy: package.module:function` selects a user's function, which interprets all other keys.
+
+    Attributes:
+        policy: Method: a preset, a mapping from role to init, or one of the forms above.
+        rank, alpha: Number, or mapping from role or regular expression to number; `alpha: null` means the rank.
+        roles: Roles to adapt; None for the roles of the policy, or query and value.
+        role_names: Regular expression for module names -> role.
+        modules: Regular expression to search for in module names; only matching modules are adapted.
+        form: `anchored`, `stock` or `residual`.
+        dropout: Probability of dropping an entry of the adapter's input, in [0, 1).
+        rslora: Whether the scaling is alpha / sqrt(r) instead of alpha / r.
+        dora: Whether to train magnitudes too (DoRA).
+        modules_to_save: Modules to train in full; None for the new heads.
+        couple_roles: Whether each adapter of a fused weight trains all rows of the weight.
+        learning_rates: Multipliers of `training.learning_rate` by role, by factor (A, B), or by both.
     """
 
     policy: str | dict[str, Any] = field(
@@ -84,12 +98,12 @@ class AdapterConfig(Section, frozen=True):
 
 
 class DataSource(Section, frozen=True):
-    """Source of a run's rows: files, or splits of a data set from `datasets.load_dataset`.
+    """Source of a run's rows: files, or splits of a dataset from `datasets.load_dataset`.
 
     Attributes:
         train, validation, test: Path or list of paths (TSV, CSV, JSONL, JSON, Parquet), or name of a split.
-        dataset: Hub id or local folder of a data set; None for files.
-        subset: Configuration name of the data set.
+        dataset: Hub id or local folder of a dataset; None for files.
+        subset: Configuration name of the dataset.
         columns: Column names for files without a header.
         max_train_samples, max_validation_samples: Number of rows to sample with a fixed seed; None for all.
     """

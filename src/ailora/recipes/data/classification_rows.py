@@ -57,7 +57,7 @@ def load_examples(data: DataConfig, split: str) -> Examples:
     """Load the examples of a split.
 
     Args:
-        data: Files or data set, and the columns of texts and labels.
+        data: Files or dataset, and the columns of texts and labels.
         split: `train`, `validation` or `test`.
 
     Returns:
@@ -76,7 +76,7 @@ def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Tab
     """Read the table of a split.
 
     Args:
-        data: Files or data set.
+        data: Files or dataset.
         split: `train`, `validation` or `test`.
         columns: Columns to read in addition to those named by `data`.
 
@@ -135,9 +135,9 @@ def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Exa
 def _read_dataset(data: DataSource, split: str, named: Collection[str]) -> Table:
     try:
         loaded: Any = datasets.load_dataset(str(data.dataset), data.subset, split=split)
-    # datasets never runs loading scripts, and raises RuntimeError for a data set with a script.
+    # datasets never runs loading scripts, and raises RuntimeError for a dataset with a script.
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise InputError(f"cannot load split {split!r} of data set {data.dataset!r}: {error}") from error
+        raise InputError(f"cannot load split {split!r} of dataset {data.dataset!r}: {error}") from error
     columns = tuple(loaded.column_names)
     # Other columns are not read, because reading may fail: images without Pillow, dates beyond the year 9999.
     name = f"{data.dataset}/{split}"

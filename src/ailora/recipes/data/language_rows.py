@@ -99,7 +99,7 @@ def load_rows(data: PromptData, split: str, columns: Sequence[str] = ()) -> Rows
     """Load the rows of a split.
 
     Args:
-        data: Files or data set, and templates.
+        data: Files or dataset, and templates.
         split: `train`, `validation` or `test`.
         columns: Columns to read in addition to those named by `data`.
 

@@ -59,7 +59,7 @@ class Tokenization:
             rows: Texts, prompts with completions, or conversations.
 
         Returns:
-            Data set with the `input_ids` and `labels` of each row, truncated to `max_length` and not padded.
+            Dataset with the `input_ids` and `labels` of each row, truncated to `max_length` and not padded.
 
         Raises:
             InputError: A row has no token in the loss, before or after truncation. The message names files and lines.
@@ -237,7 +237,7 @@ def _format_masked_origins(rows: Rows, encoded: Sequence[tuple[list[int], list[i
 
 
 def to_dataset(encoded: Iterable[tuple[list[int], list[int]]]) -> Dataset:
-    """Build a data set with the columns `input_ids` and `labels`."""
+    """Build a dataset with the columns `input_ids` and `labels`."""
     ids, labels = zip(*encoded, strict=True)
     return Dataset.from_dict({"input_ids": list(ids), "labels": list(labels)})
 

@@ -45,7 +45,7 @@ class Likelihood:
 def compute_likelihood(
     model: nn.Module, dataset: Dataset, collate: Callable[[list[Any]], dict[str, Tensor]], *, batch_size: int
 ) -> Likelihood:
-    """Compute the likelihood of the labelled tokens in a data set. All processes must call this function together.
+    """Compute the likelihood of the labelled tokens in a dataset. All processes must call this function together.
 
     The Trainer's `eval_loss` averages the mean losses of batches, so it depends on the batch size. This likelihood is a
     sum over tokens, and does not.

@@ -30,7 +30,7 @@ class Predictions:
 
     @classmethod
     def from_trainer(cls, trainer: Trainer, dataset: Dataset) -> Predictions:
-        """Run a trainer's model over a tokenized data set.
+        """Run a trainer's model over a tokenized dataset.
 
         Args:
             trainer: Trainer of the model.
