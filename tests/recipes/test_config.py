@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,18 @@ from accelerate import PartialState
 from transformers import SchedulerType
 
 import ailora
+from ailora.recipes.config.classification_config import ClassificationConfig, DataConfig
+from ailora.recipes.config.language_config import EvaluationConfig, Seq2SeqData
 from ailora.recipes.config.loader import load_config, task_names, to_yaml
+from ailora.recipes.config.sections import AdapterConfig, RunConfig
+from ailora.recipes.config.validation import Section
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
 from ailora.recipes.dry_run import dry_run
+from ailora.recipes.training.arguments import TRAINING_DEFAULTS
+from ailora.studies.study_config import RateConfig, SequentialSeeds
+
+#: A default in a docstring, at the end of a sentence.
+_DEFAULT = re.compile(r"; default: `?([\w.{}]+?)`?\.(?: |$)")
 
 
 def minimal() -> dict[str, Any]:
@@ -23,6 +34,28 @@ def minimal() -> dict[str, Any]:
         "data": {"train": "train.tsv", "validation": ["a.tsv", "b.tsv"], "text": ["sentence"]},
         "output": "out/x",
     }
+
+
+def attribute_docs(section: type[Section]) -> dict[str, str]:
+    """The text on each key in the docstring, in one line."""
+    _, attributes = inspect.getdoc(section).split("Attributes:\n")  # type: ignore[union-attr]
+    entries = re.split(r"^    (?=\w)", attributes, flags=re.MULTILINE)[1:]
+    return {names: " ".join(text.split()) for names, text in (entry.split(": ", 1) for entry in entries)}
+
+
+DOCUMENTED = (AdapterConfig, ClassificationConfig, DataConfig, EvaluationConfig, RateConfig, RunConfig, Seq2SeqData)
+
+
+@pytest.mark.parametrize("section", [*DOCUMENTED, SequentialSeeds], ids=lambda section: section.__name__)
+def test_documented_defaults_are_those_of_the_keys(section: type[Section]) -> None:
+    defaults = {key: match[1] for key, text in attribute_docs(section).items() if (match := _DEFAULT.search(text))}
+    assert defaults
+    assert defaults == {key: str(section.model_fields[key].default) for key in defaults}
+
+
+def test_documented_training_defaults_are_all_there_are() -> None:
+    text = attribute_docs(RunConfig)["training"]
+    assert dict(re.findall(r"`(\w+): ([\w.]+)`", text)) == {key: str(value) for key, value in TRAINING_DEFAULTS.items()}
 
 
 def test_a_resolved_config_runs_again_as_it_is() -> None:

@@ -57,8 +57,6 @@ PolicySpec = Policy | str | Mapping[str, object]
 
 _PRINCIPAL, _MINOR = Spectral(Band.PRINCIPAL), Spectral(Band.MINOR)
 
-#: Named policies. The paper has inits only for query and value. `ailora` and `reversed` start all other roles as plain
-#: LoRA, the neutral choice.
 PRESETS: dict[str, Policy] = {
     policy.name: policy
     for policy in (
@@ -75,6 +73,11 @@ PRESETS: dict[str, Policy] = {
         Policy("lora", default=Kaiming()),
     )
 }
+"""Named policies: name -> policy.
+
+The paper has inits only for query and value. `ailora` and `reversed` start all other roles as plain LoRA, the neutral
+choice.
+"""
 
 
 def parse_policy(spec: PolicySpec) -> Policy:

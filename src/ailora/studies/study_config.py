@@ -44,7 +44,7 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
     Attributes:
         values: Exact rates.
         from_, to: Ends of the range.
-        per_decade: Number of rates per factor of ten.
+        per_decade: Number of rates per factor of ten; default: 2.
     """
 
     values: list[Rate] | None = field("a list of numbers above 0", None, min_length=1)
@@ -96,9 +96,9 @@ class SequentialSeeds(Section, frozen=True, populate_by_name=True):
     """Value of `seeds:` as a mapping: seeds 0, 1, 2, ... run until every comparison is decided.
 
     Attributes:
-        from_: Number of seeds at the first look; these seeds also choose the learning rates.
+        from_: Number of seeds at the first look; these seeds also choose the learning rates; default: 3.
         until: Stopping rule; `decided` is the only value.
-        to: Number of seeds at the last look.
+        to: Number of seeds at the last look; default: 20.
     """
 
     from_: Annotated[int, pydantic.Field(strict=True, ge=2)] = field("a whole number of at least 2", 3, alias="from")

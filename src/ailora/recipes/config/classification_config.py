@@ -19,8 +19,8 @@ class DataConfig(DataSource, frozen=True):
 
     Attributes:
         text: Names of one or two text columns.
-        label: Name of the label column.
-        max_length: Maximum number of tokens per row; longer rows are truncated.
+        label: Name of the label column; default: `label`.
+        max_length: Maximum number of tokens per row; longer rows are truncated; default: 128.
     """
 
     text: list[Text] = field("a list of one or two column names", min_length=1, max_length=2)
@@ -36,8 +36,8 @@ class ClassificationConfig(RunConfig, frozen=True):
     """Configuration of the classification recipe; `training` holds fields of `transformers.TrainingArguments`.
 
     Attributes:
-        metric: Name or names of metrics. The first metric selects the best learning rate of a study. `pearson` and
-            `spearman` make the task a regression.
+        metric: Name or names of metrics; default: `accuracy`. The first metric selects the best learning rate of a
+            study. `pearson` and `spearman` make the task a regression.
     """
 
     task_type: ClassVar[TaskType] = TaskType.SEQ_CLS

@@ -120,8 +120,8 @@ class Seq2SeqData(PromptData, frozen=True):
     """Section `data:` of the seq2seq recipe.
 
     Attributes:
-        max_length: Maximum number of tokens per prompt; longer prompts are truncated.
-        max_completion_length: Maximum number of tokens per completion; longer completions are truncated.
+        max_length: Maximum number of tokens per prompt; longer prompts are truncated; default: 512.
+        max_completion_length: Maximum number of tokens per completion; longer completions are truncated; default: 128.
     """
 
     prompt: Text | list[Text] = field(_TEMPLATE)
@@ -140,8 +140,8 @@ class EvaluationConfig(Section, frozen=True):
             same input.
         max_samples: Number of inputs for generation, sampled with a fixed seed; None for all inputs.
         general_text: Files of general text. Forgetting is the increase of the loss on this text caused by training.
-        general_template: Template for the rows of `general_text`.
-        max_general_samples: Number of rows to use from `general_text`.
+        general_template: Template for the rows of `general_text`; default: `{text}`.
+        max_general_samples: Number of rows to use from `general_text`; default: 256.
     """
 
     generate: dict[str, Any] | None = field("fields of transformers.GenerationConfig such as max_new_tokens", None)

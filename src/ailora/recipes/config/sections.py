@@ -28,13 +28,14 @@ class AdapterConfig(Section, frozen=True):
     `policy: package.module:function` selects a user's function, which interprets all other keys.
 
     Attributes:
-        policy: Method: a preset, a mapping from role to init, or one of the forms above.
-        rank, alpha: Number, or mapping from role or regular expression to number; `alpha: null` means the rank.
+        policy: Method: a preset, a mapping from role to init, or one of the forms above; default: `ailora`.
+        rank: Number, or mapping from role or regular expression to number; default: 8.
+        alpha: As `rank`; None for the rank.
         roles: Roles to adapt; None for the roles of the policy, or query and value.
         role_names: Regular expression for module names -> role.
         modules: Regular expression to search for in module names; only matching modules are adapted.
-        form: `anchored`, `stock` or `residual`.
-        dropout: Probability of dropping an entry of the adapter's input, in [0, 1).
+        form: `anchored`, `stock` or `residual`; default: `anchored`.
+        dropout: Probability of dropping an entry of the adapter's input, in [0, 1); default: 0.0.
         rslora: Whether the scaling is alpha / sqrt(r) instead of alpha / r.
         dora: Whether to train magnitudes too (DoRA).
         modules_to_save: Modules to train in full; None for the new heads.
@@ -137,8 +138,11 @@ class RunConfig(Section, frozen=True):
         quantization: Quantization of the base model on loading; None loads the weights as stored.
         adapter: Training method and adapter options.
         data: Source of training, validation and test rows.
-        training: Fields of the recipe's training arguments and their values.
-        on_nonfinite: Whether a non-finite loss or gradient stops the training.
+        training: Fields of the recipe's training arguments and their values. Defaults that differ from those of
+            transformers: `seed: 0`, `eval_strategy: steps`, `eval_steps: 0.1` (ten evaluations), `logging_steps: 10`,
+            `per_device_eval_batch_size: 64` (8 for language models), `save_total_limit: 2`, `report_to: none`. A
+            checkpoint is saved at each evaluation.
+        on_nonfinite: Whether a non-finite loss or gradient ends the training, `stop` or `continue`; default: `stop`.
         tune: Settings of `ailora tune`; left out of dumps, because a run does not depend on these settings.
         output: Folder of the run.
     """
