@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from ailora.errors import InputError
+from ailora.formatting import escape_controls
 from ailora.plots.chart_spec import COLOURS, Axis, Chart, ForestPlot, ForestRow, Heatmap, Plot, Series
 from ailora.plots.matplotlib_backend import _set_axes, save_figure
 from ailora.plots.run_charts import save_validation_curves, validation_curves
@@ -78,6 +80,30 @@ def test_names_of_runs_are_text(tmp_path: Path) -> None:
     assert root.tag.endswith("svg")
     assert not [element for element in root.iter() if element.tag.endswith("script")]
     save_figure([plot(name=HOSTILE)], tmp_path / "a.pdf")
+
+
+@pytest.mark.parametrize("kind", ["lines", "points", "bars"])
+def test_every_series_is_in_the_legend(tmp_path: Path, kind: str) -> None:
+    """By default, matplotlib leaves out a series whose name begins with an underscore."""
+    chart = plot(kind, name="_run", x=Axis("model", categories=("one", "two", "three")))
+    save_figure([chart], tmp_path / "a.svg")
+    drawn = re.findall("<!-- (.*?) -->", (tmp_path / "a.svg").read_text())
+    assert [name for name in drawn if name.startswith("_run ")] == ["_run 0", "_run 1", "_run 2"]
+
+
+@pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])
+@pytest.mark.parametrize("name", ["a\x01b", "not utf-8: \udcff", "\u202eb"])
+def test_control_characters_are_escaped(tmp_path: Path, name: str, suffix: str) -> None:
+    """An SVG with a control character is no XML, and no file can hold a lone surrogate."""
+    forest = ForestPlot("f", name, name, (ForestRow(name, name, 1.0, 0.5, 2.0, 0.1, name, True, name, 1),), name)
+    heat = dataclasses.replace(HEAT, title=name, rows=(name, "b"), notes=((name,) * 3,) * 2)
+    named = plot("points", name=name, x=Axis(name, categories=(name, "b", "c")))
+    file = tmp_path / f"a.{suffix}"
+    save_figure([named, forest, heat], file, title=name)
+    if suffix == "svg":
+        root = ElementTree.fromstring(file.read_text())
+        assert root.tag.endswith("svg")
+        assert escape_controls(name) in file.read_text()
 
 
 def test_fifteen_methods_look_different(tmp_path: Path) -> None:

@@ -79,6 +79,19 @@ def test_a_line_has_its_values_gaps_and_interval() -> None:
     assert count_missing(LINES) == 1
 
 
+def test_steps_and_counts_keep_all_digits() -> None:
+    """With four digits, the step 12,345 would be shown as 1.235e+4."""
+    steps = plotly_figure(replace(LINES, x=Axis("step"), series=(Series("a", [12_345, 1_234_567], [0.5, 0.4]),)))
+    (trace,) = steps["data"]
+    assert trace["x"] == [12_345, 1_234_567]
+    assert "step: %{x:,d}<br>" in str(trace["hovertemplate"])
+    assert "%{x:.4~g}<br>" in str(plotly_figure(LINES)["data"][-1]["hovertemplate"])
+    (counts,) = plotly_figure(replace(HEAT, values=((1_234_567.0, NAN), (2.0, 3.0))))["data"]
+    assert counts["z"] == [[1_234_567, None], [2, 3]]
+    assert "unit: %{z:,d}<" in str(counts["hovertemplate"])
+    assert "unit: %{z:.4~g}<" in str(plotly_figure(replace(HEAT, values=((0.5, NAN), (2.0, 3.0))))["data"][0])
+
+
 def test_a_forest_has_margins_intervals_and_verdicts_at_the_lines_of_its_rows() -> None:
     made = plotly_figure(FOREST)
     layout: Any = made["layout"]

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from ailora.plots.chart_spec import Axis, Plot, Series
 from ailora.report.build import build_page
+from ailora.report.document import Chapter, ChapterSection, Charts
+from ailora.report.document import Page as ReportPage
 from ailora.report.html import write_page
 from ailora.studies.trial import TrialSpec
 from tests.report.conftest import Opened
@@ -160,6 +163,20 @@ def test_the_numbers_behind_a_chart_are_a_table(opened: Open, study: Path) -> No
     rows = figure.locator(".numbers tr")
     rows.first.wait_for()
     assert rows.first.inner_text().startswith("lora, 0.0003\t0.")
+    report.check()
+
+
+def test_a_name_with_the_words_of_an_interval_stays_whole(opened: Open, tmp_path: Path) -> None:
+    series = Series("lora, from scratch", [1], [2.0], [1.5], [2.5])
+    chart = Plot("p", "Title", "lines", Axis("step"), Axis("loss"), (series,), "Caption.")
+    page = ReportPage("P", (Chapter("P", "run", (ChapterSection("S", (Charts((chart,)),)),)),))
+    write_page(page, tmp_path / "page.html")
+    report = opened(tmp_path / "page.html")
+    figure = report.page.locator(".chart").first
+    figure.locator(".numbers summary").click()
+    rows = figure.locator(".numbers tr")
+    rows.first.wait_for()
+    assert rows.first.inner_text() == "lora, from scratch, 1\t2, from 1.5000 to 2.5000"
     report.check()
 
 

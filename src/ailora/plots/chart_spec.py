@@ -118,6 +118,11 @@ class Plot:
     shaded: tuple[float, float] | None = None
 
     @property
+    def has_whole_x(self) -> bool:
+        """Whether all x are whole numbers, like layers and steps."""
+        return all(float(x).is_integer() for series in self.series for x in series.x)
+
+    @property
     def has_legend(self) -> bool:
         """Whether the plot needs a legend: not for a single series, nor if categories are named after their series."""
         # Coordinates are rounded, because points of the same category are shifted to lie side by side.
@@ -150,6 +155,11 @@ class Heatmap:
     caption: str
     notes: tuple[tuple[str, ...], ...] = ()
 
+    @property
+    def has_whole_values(self) -> bool:
+        """Whether all finite values are whole numbers, like counts."""
+        return all(float(value).is_integer() for row in self.values for value in row if math.isfinite(value))
+
     def cell_text(self, i: int, j: int) -> str:
         """Format the value and the note of a cell.
 
@@ -160,8 +170,7 @@ class Heatmap:
         if not math.isfinite(value) or len(self.rows) * len(self.columns) > _MAX_LABELED_CELLS:
             return ""
         # All cells have the same format, so that readers can compare digits: whole numbers only if all are whole.
-        is_whole = all(v == round(v) for row in self.values for v in row if math.isfinite(v))
-        text = f"{value:,.0f}" if is_whole else format_number(value)
+        text = f"{value:,.0f}" if self.has_whole_values else format_number(value)
         return f"{text}\n{self.notes[i][j]}" if self.notes and self.notes[i][j] else text
 
 

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ailora.atomic_io import replacing_file
 from ailora.errors import InputError
+from ailora.formatting import escape_controls
 from ailora.plots.chart_spec import (
     COLOURS,
     HATCHES,
@@ -33,6 +37,8 @@ from ailora.plots.chart_spec import (
     Plot,
     Series,
 )
+
+T = TypeVar("T")
 
 _DASHES = {
     "solid": "-",
@@ -72,7 +78,7 @@ _RC_PARAMS: Any = {
 
 
 def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title: str = "") -> None:
-    """Draw charts into a file, each in a panel.
+    """Draw charts into a file, each in a panel. Control characters in texts are escaped.
 
     Args:
         charts: At least one chart.
@@ -83,6 +89,9 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
     Raises:
         InputError: The suffix is unknown, or there are no charts.
     """
+    # An SVG must not contain control characters, and no format can contain the lone surrogates that stand for names of
+    # folders that are not UTF-8.
+    charts, title = _escape_texts(charts), escape_controls(title)
     suffix = file.suffix.removeprefix(".").lower()
     if suffix not in _DATELESS:
         raise InputError(f"{file}: expected the suffix .svg, .pdf or .png, got {file.suffix!r}")
@@ -113,6 +122,18 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
             figure.savefig(stream, format=suffix, dpi=150, metadata={**metadata, **_DATELESS[suffix]})
 
 
+def _escape_texts(value: T) -> T:
+    """Copy charts, or parts of charts, with escaped control characters in all texts."""
+    copy: object = value
+    if isinstance(value, str):
+        copy = escape_controls(value)
+    elif isinstance(value, list | tuple):
+        copy = [_escape_texts(item) for item in value]
+    elif is_dataclass(value) and not isinstance(value, type):
+        copy = replace(value, **{field.name: _escape_texts(getattr(value, field.name)) for field in fields(value)})
+    return cast("T", copy)
+
+
 def _draw_chart(panel: Axes, chart: Chart) -> None:
     match chart:
         case Heatmap():
@@ -124,21 +145,28 @@ def _draw_chart(panel: Axes, chart: Chart) -> None:
 
 
 def _draw_plot(panel: Axes, chart: Plot) -> None:
+    handles: list[Any]
     if chart.kind == "bars":
-        _draw_bars(panel, chart)
+        handles = _draw_bars(panel, chart)
     else:
-        for series in chart.series:
-            _draw_series(panel, chart, series)
+        handles = [_draw_series(panel, chart, series) for series in chart.series]
     _set_axes(panel, chart)
     if chart.shaded is not None:
         panel.axvspan(*chart.shaded, **_SHADE)
     panel.grid(alpha=0.3, linewidth=0.5)
     panel.set_axisbelow(True)
-    if chart.has_legend and (chart.kind == "points" or len(chart.series) > 6):
-        # Points may fill the whole panel, and a legend inside would hide some points.
-        panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    elif chart.has_legend:
-        panel.legend()
+    if chart.has_legend:
+        _draw_legend(panel, chart, handles)
+
+
+def _draw_legend(panel: Axes, chart: Plot, handles: Sequence[Any]) -> None:
+    # Points may fill the whole panel, and a legend inside would hide some points.
+    is_outside = chart.kind == "points" or len(chart.series) > 6
+    place: Any = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if is_outside else {}
+    # Matplotlib leaves out a series whose label begins with an underscore, so the names replace other labels.
+    legend = panel.legend(handles, [str(number) for number in range(len(handles))], **place)
+    for text, series in zip(legend.get_texts(), chart.series, strict=True):
+        text.set_text(series.name)
 
 
 def _set_axes(panel: Axes, chart: Plot) -> None:
@@ -160,7 +188,7 @@ def _set_axes(panel: Axes, chart: Plot) -> None:
         panel.set_xlim(-0.5, len(chart.x.categories) - 0.5)
         if sum(map(len, chart.x.categories)) > 50:
             panel.tick_params("x", rotation=20)
-    elif not chart.x.log and _has_whole_x(chart):
+    elif not chart.x.log and chart.has_whole_x:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -171,19 +199,17 @@ def _choose_tick_digits(values: Sequence[float]) -> tuple[float, ...]:
     return (1.0, 2.0, 5.0) if decades <= 1.5 else (1.0, 3.0) if decades <= 2.5 else (1.0,)
 
 
-def _has_whole_x(chart: Plot) -> bool:
-    """Return whether all x are whole numbers, like layers and steps."""
-    return all(float(x).is_integer() for series in chart.series for x in series.x)
+def _draw_series(panel: Axes, chart: Plot, series: Series) -> Line2D:
+    """Draw points with intervals as whiskers, or a line with intervals as a band where neighbours have intervals.
 
-
-def _draw_series(panel: Axes, chart: Plot, series: Series) -> None:
-    """Draw points with intervals as whiskers, or a line with intervals as a band where neighbours have intervals."""
+    Returns:
+        Line or points, for the legend.
+    """
     is_line = chart.kind == "lines"
     crowded = not is_line and any(len(series.x) > 40 for series in chart.series)
-    panel.plot(
+    (line,) = panel.plot(
         series.x,
         _with_gaps(series.y),
-        label=series.name,
         color=series.colour,
         linestyle=_DASHES[series.dash] if is_line else "none",
         linewidth=1.4,
@@ -195,7 +221,7 @@ def _draw_series(panel: Axes, chart: Plot, series: Series) -> None:
         markevery=max(1, len(series.x) // 12) if is_line else 1,
     )
     if not len(series.low):
-        return
+        return line
     x, low, high = np.asarray(series.x, dtype=float), _with_gaps(series.low), _with_gaps(series.high)
     whiskers = np.arange(len(x))
     if is_line:
@@ -203,20 +229,24 @@ def _draw_series(panel: Axes, chart: Plot, series: Series) -> None:
         whiskers = np.array([run[0] for run in series.interval_runs() if len(run) == 1], dtype=int)
     if len(whiskers):
         panel.vlines(x[whiskers], low[whiskers], high[whiskers], color=series.colour, linewidth=1.1)
+    return line
 
 
-def _draw_bars(panel: Axes, chart: Plot) -> None:
+def _draw_bars(panel: Axes, chart: Plot) -> list[BarContainer]:
+    """Draw grouped bars, and return the bars of each series for the legend."""
+    handles: list[BarContainer] = []
     width = 0.8 / max(1, len(chart.series))
     for number, series in enumerate(chart.series):
         x = np.asarray(series.x, dtype=float) + (number - (len(chart.series) - 1) / 2) * width
         hatch = 2 * HATCHES[number % len(HATCHES)]
         heights = _with_gaps(series.y)
-        panel.bar(x, heights, width * 0.92, label=series.name, color=series.colour, hatch=hatch, edgecolor="white")
+        handles.append(panel.bar(x, heights, width * 0.92, color=series.colour, hatch=hatch, edgecolor="white"))
         if len(series.low):
             panel.vlines(x, _with_gaps(series.low), _with_gaps(series.high), color="#444444", linewidth=1.1)
     # Without fixed limits, matplotlib centres the axis on zero if all bars are zero.
     if all(not value for series in chart.series for value in series.y):
         panel.set_ylim(0, 1)
+    return handles
 
 
 def _with_gaps(values: Sequence[float | None]) -> np.ndarray:

@@ -171,9 +171,15 @@ def _category(chart: Plot, x: float) -> str:
 
 def _hover_template(chart: Plot, series: Series, *, horizontal: bool) -> str:
     x, y = ("y", "x") if horizontal else ("x", "y")
-    place = "%{customdata[0]}" if chart.x.categories else f"{escape(chart.x.label)}: %{{{x}:.4~g}}"
+    number_format = _hover_format(is_whole=chart.has_whole_x)
+    place = "%{customdata[0]}" if chart.x.categories else f"{escape(chart.x.label)}: %{{{x}:{number_format}}}"
     title = f"<b>{place}</b>" if series.name in chart.x.categories else f"<b>{escape(series.name)}</b><br>{place}"
     return f"{title}<br>{escape(chart.y.label)}: %{{{y}:.4~g}}%{{customdata[1]}}<extra></extra>"
+
+
+def _hover_format(*, is_whole: bool) -> str:
+    """Return d3's format: four digits, but all digits of whole numbers, of which four would be shown as 1.235e+4."""
+    return ",d" if is_whole else ".4~g"
 
 
 def _first_on_top(layout: Json, axis: Axis) -> Json:
@@ -195,7 +201,8 @@ def _heatmap_figure(chart: Heatmap) -> PlotlyFigure:
         "hoverongaps": False,
         "customdata": [[[escape(row), escape(column)] for column in chart.columns] for row in chart.rows],
         "hovertemplate": f"{escape(chart.row_label)}: %{{customdata[0]}}<br>{escape(chart.column_label)}: "
-        f"%{{customdata[1]}}<br>{escape(chart.unit)}: %{{z:.4~g}}<extra></extra>",
+        f"%{{customdata[1]}}<br>{escape(chart.unit)}: %{{z:{_hover_format(is_whole=chart.has_whole_values)}}}"
+        "<extra></extra>",
     }
     bare = {"showgrid": False, "zeroline": False}
     x, y = Axis(chart.column_label, categories=chart.columns), Axis(chart.row_label, categories=chart.rows)

@@ -35,9 +35,14 @@ def escape(text: str) -> str:
 
 
 def round_digits(value: float | None) -> float | None:
-    """Return a value rounded to six significant digits, or None if the value is not finite."""
+    """Return a value rounded to six significant digits, or None if the value is not finite.
+
+    Whole numbers, such as steps and counts, keep all digits.
+    """
+    if value is None or not math.isfinite(value):
+        return None
     # No chart shows more digits, and fewer digits keep pages small.
-    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+    return float(value) if float(value).is_integer() else float(f"{value:.6g}")
 
 
 def round_all(values: Iterable[float | None]) -> list[float | None]:

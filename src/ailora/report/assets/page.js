@@ -119,15 +119,18 @@
     const [first] = spec.data;
     if (first && first.type === "heatmap") {
       return first.z.map((row, i) => row.map((z, j) => ({
-        where: { xval: j, yval: i }, words: `${plain(first.customdata[i][j].join(", "))}: ${z}`, known: isNumber(z),
+        where: { xval: j, yval: i }, label: plain(first.customdata[i][j].join(", ")), value: String(z),
+        known: isNumber(z),
       })).filter((one) => one.known));
     }
     return spec.data.map((trace, curveNumber) => trace.meta.band ? [] : trace.y.map((y, pointNumber) => {
       const [category, below] = trace.customdata[pointNumber];
       const value = trace.orientation === "h" || spec.layout.yaxis.ticktext ? trace.x[pointNumber] : y;
       const place = category || trace.x[pointNumber];
-      const words = plain(`${trace.name}, ${place}: ${value}${below}`);
-      return { where: [{ curveNumber, pointNumber }], words, known: isNumber(value) };
+      return {
+        where: [{ curveNumber, pointNumber }], label: plain(`${trace.name}, ${place}`),
+        value: plain(`${value}${below}`), known: isNumber(value),
+      };
     }).filter((one) => one.known)).filter((series) => series.length);
   };
   const STEPS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
@@ -145,8 +148,9 @@
       const row = at ? between(at[0] + step[0], all.length) : 0;
       const place = at ? between(at[1] + step[1], all[row].length) : 0;
       at = [row, place];
-      Plotly.Fx.hover(plot(figure), all[row][place].where);
-      said.textContent = all[row][place].words;
+      const { where, label, value } = all[row][place];
+      Plotly.Fx.hover(plot(figure), where);
+      said.textContent = `${label}: ${value}`;
       return undefined;
     });
     // The same numbers as a table, made when somebody asks for it.
@@ -157,11 +161,10 @@
       box.className = "scroll";
       box.tabIndex = 0;
       const body = make("tbody", undefined, make("table", undefined, box));
-      for (const { words } of points(specs[figure.id]).flat().slice(0, 1000)) {
-        const cut = words.lastIndexOf(": ", words.indexOf(", from ") < 0 ? undefined : words.indexOf(", from "));
+      for (const { label, value } of points(specs[figure.id]).flat().slice(0, 1000)) {
         const row = make("tr", undefined, body);
-        make("td", words.slice(0, cut), row);
-        make("td", words.slice(cut + 2), row);
+        make("td", label, row);
+        make("td", value, row);
       }
     });
   }
