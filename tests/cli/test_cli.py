@@ -145,6 +145,17 @@ def test_train_evaluate_predict(config: dict[str, Any], tmp_path: Path, verdicts
     assert len(out.read_text().splitlines()) == 24
 
 
+def test_a_cell_wider_than_its_column_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    from ailora.cli.tables import console, inspection_tables, make_table
+
+    path = "/models/" + "abcdefghij" * 20
+    figures = {"kind": "run", "folder": ".", "base model": path, "lines": [{"role": "query", "module": path}]}
+    console.print(*inspection_tables(figures), make_table(None, ("module",), [(path,)]), width=60)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert printed.count("j") == 3 * path.count("j")
+
+
 def test_names_from_files_of_strangers_command_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import io
 import os
 import stat
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from ailora import cli
+from ailora.cli.exit_codes import escape_unencodable_output
+from ailora.cli.tables import console, make_table
 from ailora.errors import InputError
 from tests.cli.test_cli import ailora
 
@@ -145,6 +148,18 @@ def test_streams_that_are_closed_lead_nowhere(streams: str) -> None:
     command = f'"{sys.executable}" -m ailora.cli cache show {streams}'
     made = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
+
+
+def test_characters_that_a_terminal_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a table with a name such as modèle, or an uncertainty with ±, would end as a bug."""
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    escape_unencodable_output()
+    console.print(make_table("modèle", ("±",), [("a" * 200,)]))
+    print("é")
+    sys.stdout.flush()
+    assert printed.getvalue().decode().count("\\xe8") == 1
+    assert printed.getvalue().endswith(b"\\xe9\n")
 
 
 def test_a_full_device_is_one_line() -> None:

@@ -11,7 +11,7 @@ import typer
 
 from ailora import __version__
 from ailora.child_environment import safe_import_path
-from ailora.cli.exit_codes import exit_code, open_closed_streams
+from ailora.cli.exit_codes import escape_unencodable_output, exit_code, open_closed_streams
 from ailora.cli.quiet import hide_library_messages
 from ailora.formatting import escape_controls
 
@@ -68,6 +68,7 @@ class _EscapingFormatter(logging.Formatter):
 def main() -> None:
     """Run a command and exit with its code; see `ailora.cli.exit_codes`."""
     open_closed_streams()
+    escape_unencodable_output()
     log = logging.getLogger("ailora")
     handler = logging.StreamHandler()
     handler.setFormatter(_EscapingFormatter())

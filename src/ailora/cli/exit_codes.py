@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shlex
 import sys
@@ -51,6 +52,13 @@ def open_closed_streams() -> None:
         if getattr(sys, name) is None:
             # No context manager: the stream must stay open until the process ends.
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+
+
+def escape_unencodable_output() -> None:
+    """Let standard output escape characters that its encoding lacks, as standard error does."""
+    # Otherwise, a name such as `modèle` would end a command with an error if the terminal is not UTF-8.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def exit_code(error: BaseException, arguments: Sequence[str], *, debug: bool) -> int | str | None:

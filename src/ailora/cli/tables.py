@@ -79,6 +79,9 @@ def make_table(title: str | None, columns: Iterable[str], rows: Iterable[Iterabl
     table = Table(*columns, title=title, title_justify="left", **options)
     for row in rows:
         table.add_row(*row)
+    # By default, a path or a name that is wider than its column is cut.
+    for column in table.columns:
+        column.overflow = "fold"
     return table
 
 
