@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -144,6 +146,7 @@ def test_weights_of_zeros_and_updates_of_nothing(tmp_path: Path) -> None:
     made = analyze_into(tmp_path / "out", tmp_path / "base", [tmp_path / "same"], seeds=(0,))
     assert (made.deltas["norm"] == 0).all()
     assert made.deltas["left_principal"].isna().all()
+    assert not [line for line in made.info["findings"] if "nan" in line.split()]
     charts = {chart.name: chart for chart in build_analysis_charts(load_analysis(tmp_path / "out"))}
     save_figure(list(charts.values()), tmp_path / "all.svg")
 
@@ -153,9 +156,23 @@ def test_the_base_alone(models: Made, tmp_path: Path) -> None:
     made = analyze_into(tmp_path / "out", models("llama"), roles=["value"])
     assert made.deltas.empty
     assert list(made.spectra["model"].unique()) == ["base"]
-    assert {"pca-value", "spectrum-value"} <= {
-        chart.name for chart in build_analysis_charts(load_analysis(tmp_path / "out"))
-    }
+    charts = {chart.name: chart for chart in build_analysis_charts(load_analysis(tmp_path / "out"))}
+    assert {"pca-value", "spectrum-value"} <= charts.keys()
+    assert charts["pca-value"].caption.startswith("A point is one head of one layer. The axes hold")
+
+
+def test_chance_is_that_of_the_shapes_which_a_model_updates() -> None:
+    shares = dict.fromkeys((f"{side}_{band}" for side in ("left", "right") for band in ("principal", "minor")), 0.5)
+    rows = [
+        {"model": model, "role": "query", **shares, "left_chance": chance, "right_chance": chance / 2}
+        for model, chance in (("a", 0.1), ("c", 0.2), ("c", 0.4))
+    ]
+    info, deltas = {"settings": {"rank": 2}}, pd.DataFrame(rows)
+    analysis = SimpleNamespace(info=info, models=["a", "b", "c"], roles=["query"], deltas=deltas)
+    (chart,) = analysis_charts._update_shares(cast(Analysis, analysis))
+    chance = {series.name: dict(zip(series.x, series.y, strict=True)) for series in chart.series}
+    assert chance["chance, left"] == pytest.approx({0: 0.1, 2: 0.3})
+    assert chance["chance, right"] == pytest.approx({0: 0.05, 2: 0.15})
 
 
 @pytest.mark.parametrize("out", [".", "..", "/", "a/.."])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from ailora.analysis import analyze
 from ailora.analysis.direction_profile import SingularDirections, direction_profile, enrichment
 from ailora.analysis.table_ops import Row
 from ailora.analysis.weight_update import DenseUpdate, LowRankUpdate
-from ailora.plots.analysis_charts import build_analysis_charts
+from ailora.plots.analysis_charts import _direction_line, build_analysis_charts
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.registry import run
 from tests.analysis.conftest import Made
@@ -71,6 +72,23 @@ def test_a_product_has_the_profile_of_its_matrix() -> None:
 def test_no_update_has_no_profile() -> None:
     rows = profile(torch.randn(12, 40), torch.zeros(12, 40))
     assert all(np.isnan(row["share"]) for row in rows)
+
+
+def test_layers_of_different_shapes_share_the_bins_of_a_line() -> None:
+    """The minor bin of a small weight has the indices of a middle bin of a large weight."""
+    torch.manual_seed(0)
+    rows: list[Row] = []
+    for layer, size in enumerate((24, 24, 48)):
+        W = torch.randn(size, size)
+        U, _, Vh = torch.linalg.svd(W.double())
+        rows += [{"module": f"{layer}.q", **row} for row in profile(W, torch.outer(U[:, -1], Vh[-1]))]
+    table = pd.DataFrame(rows)
+    line = _direction_line(table.loc[table["side"] == "left"], "dW, query", 0)
+    assert len(line.x) == 10
+    assert line.x[-1] == pytest.approx((2 * (1 - 1.5 / 24) + (1 - 1.5 / 48)) / 3)
+    # Geometric mean of 1 / (3 / 24), twice, and 1 / (3 / 48).
+    assert line.y[-1] == pytest.approx((8 * 8 * 16) ** (1 / 3))
+    assert max(line.y[:-1]) < 1e-6
 
 
 def test_random_directions_give_chance(models: Made) -> None:

@@ -35,6 +35,20 @@ def test_frozen_layers_count_in_no_number_of_the_sentence() -> None:
     assert "2.2 against 1.1 on average, larger in 3 of 3 layers; relative to |W|, 0.22 against 0.11." in sentence
 
 
+def test_a_single_layer_has_no_interval() -> None:
+    bins = [
+        {"model": "m", "update": "dW", "role": "query", "band": band, "side": side, "share": 0.5, "chance": 0.25}
+        for band in ("principal", "minor")
+        for side in ("left", "right")
+    ]
+    table = pd.DataFrame(columns=["model", "layer", "role", "norm", "relative"])
+    directions = pd.DataFrame(bins)
+    (sentence,) = summarize_findings(NO_DISPERSION, table, NO_SPECTRA, directions=directions, settings=SETTINGS)
+    assert sentence.endswith("times chance: " + ", ".join(
+        f"50.00% {band} {side} (2)" for band in ("principal", "minor") for side in ("left", "right")
+    ) + ".")  # fmt: skip
+
+
 @pytest.mark.parametrize(("layers", "count"), [([0, 1, 2], 1), ([3, 4, 5], 0)])
 def test_distances_are_paired_only_within_a_layer(layers: list[int], count: int) -> None:
     """Two models may have updated the query in some layers, and the value in as many others."""

@@ -95,6 +95,12 @@ def test_the_command_has_all_settings() -> None:
         "ailora analyze 'a model' b --roles query --rank 4 --points heads --perplexity 3.5 --top 20"
     )
     assert " --epsilon 0.3 --directions " in command
+    info["settings"] |= {"role_names": {"wq$": "query"}}
+    info["after"] = {"x": "b\x1b"}
+    command = analysis_page._command(cast(Analysis, SimpleNamespace(info=info)))
+    assert command.startswith("ailora analyze 'a model' $'b\\x1b' --roles query ")
+    assert " --role-name 'wq$=query' --directions " in command
+    info["after"] = {"x": "b"}
     # Earlier versions stored fewer settings.
     info["settings"] = {"roles": ["query"], "rank": 4, "perplexity": None}
     command = analysis_page._command(cast(Analysis, SimpleNamespace(info=info)))

@@ -52,7 +52,8 @@ def _describe_dispersion(dispersion: Mapping[str, list[Row]], role: str, other: 
     by_role = {(record["model"], record["cloud"]): record for record in dispersion["layers"]}
     for record in dispersion["differences"]:
         model = record["model"]
-        if record["roles"] != [role, other]:
+        # A weight of zeros has no direction, so the dispersion of its role is unknown.
+        if record["roles"] != [role, other] or not math.isfinite(record["difference"]):
             continue
         a, b = by_role[model, role], by_role[model, other]
         comparative = _choose_comparative((record["low"], record["high"]), "more", "less")
@@ -112,7 +113,9 @@ def _describe_directions(directions: pd.DataFrame, settings: AnalysisSettings) -
             factor, low, high = enrichment(bins)
             # The factor is NaN if no layer has energy in the band, as for a zero update.
             if math.isfinite(factor):
-                parts.append(f"{bins['share'].mean():.2%} {band} {side} ({factor:.2g} [{low:.2g}, {high:.2g}])")
+                # A single layer has no interval.
+                interval = f" [{low:.2g}, {high:.2g}]" if math.isfinite(low) else ""
+                parts.append(f"{bins['share'].mean():.2%} {band} {side} ({factor:.2g}{interval})")
         if parts:
             yield (
                 f"{model}: share of the energy of the {update} of {role} in {settings.rank} directions of W, and times "

@@ -125,7 +125,8 @@ def _analyze(
         "base": base.path,
         "after": paths,
         "kinds": {model.name: model.kind for model in models},
-        "settings": asdict(settings) | {"roles": [role.value for role in settings.roles]},
+        "settings": asdict(settings)
+        | {"roles": [role.value for role in settings.roles], "role_names": dict(base.role_names or {})},
         "embedding": [embedding.info for embedding in embeddings],
         "dispersion": dispersion,
         "findings": summarize_findings(dispersion, deltas, spectra, directions=directions, settings=settings),

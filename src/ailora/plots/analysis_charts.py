@@ -66,19 +66,20 @@ def _embeddings(analysis: Analysis) -> Iterator[Plot]:
     for info in analysis.info["embedding"]:
         rows = filter_rows(analysis.embedding, cloud=info["cloud"])
         point = "one head of one layer" if info["heads"] else "the weight of one layer"
+        point += ", before and after fine-tuning" if analysis.models else ""
         name, title = info["cloud"].replace(" ", "-"), f"of the {info['cloud']} weights"
         if "perplexity" in info:
             trust = info["tsne_trustworthiness"][str(info["seed"])]
             caption = (
-                f"A point is {point}, before and after fine-tuning. Perplexity {info['perplexity']:.3g}, seed "
-                f"{info['seed']}, trustworthiness {trust:.2f} (0.5 is chance); distances between clusters mean nothing."
+                f"A point is {point}. Perplexity {info['perplexity']:.3g}, seed {info['seed']}, trustworthiness "
+                f"{trust:.2f} (0.5 is chance); distances between clusters mean nothing."
             )
             axes = Axis("t-SNE 1"), Axis("t-SNE 2")
             yield Plot(f"tsne-{name}", f"t-SNE {title}", "points", *axes, _points(analysis, rows, "tsne"), caption)
         across, up = info["explained"]
         caption = (
-            f"A point is {point}, before and after fine-tuning. The axes hold {across:.1%} and {up:.1%} of the "
-            "variance; distances are in the unit of the weights."
+            f"A point is {point}. The axes hold {across:.1%} and {up:.1%} of the variance; distances are in the unit "
+            "of the weights."
         )
         axes = Axis("principal axis 1"), Axis("principal axis 2")
         yield Plot(f"pca-{name}", f"PCA {title}", "points", *axes, _points(analysis, rows, "pca"), caption)
@@ -150,8 +151,10 @@ def _update_shares(analysis: Analysis) -> Iterator[Plot]:
             x = [models.index(str(model)) + (style - 1.5) * _POINT_OFFSET for model in shares.index]
             series.append(Series(f"{band}, {side}", x, *(shares[c].tolist() for c in shares), style=style))
         for style, side in enumerate(("left", "right"), start=len(series)):
-            chance = [float(rows[f"{side}_chance"].iloc[0])] * len(models)
-            series.append(Series(f"chance, {side}", list(range(len(models))), chance, style=style))
+            # Weights of a role may differ in shape, and then in chance.
+            chance = mean_by(rows, "model", f"{side}_chance").reindex(models).dropna()
+            x = [models.index(str(model)) for model in chance.index]
+            series.append(Series(f"chance, {side}", x, chance.tolist(), style=style))
         yield Plot(
             f"share-{role}",
             f"Share of dW in {rank} directions of W, {role}",
@@ -161,7 +164,7 @@ def _update_shares(analysis: Analysis) -> Iterator[Plot]:
             tuple(series),
             f"Share of the update's energy in the {rank} principal and the {rank} minor singular directions of the "
             "weight, on the left (output) and the right (input) side: mean over layers, with bars from the smallest to "
-            "the largest share.",
+            "the largest share. Chance: mean share of random updates of the same shapes.",
         )
 
 
@@ -194,11 +197,15 @@ def _direction_line(rows: pd.DataFrame, name: str, style: int) -> Series:
     """Return a line through the enrichment of each bin, with x in the middle of the bin."""
     # Directions outside the spectrum have no singular value, and so no place on the x-axis.
     inside = rows.loc[rows["band"] != "outside"]
-    size = inside["stop"].max()
-    bins = sorted({*zip(inside["start"].tolist(), inside["stop"].tolist(), strict=True)})
-    points = [enrichment(filter_rows(inside, start=start, stop=stop)) for start, stop in bins]
-    y, low, high = ([point[i] for point in points] for i in range(3))
-    return Series(name, [(start + stop) / (2 * size) for start, stop in bins], y, low, high, style=style)
+    # Weights of a role may differ in shape. The indices of a bin depend on the shape, its number in the band does not.
+    sizes = inside.groupby("module")["stop"].transform("max")
+    bins = inside.assign(
+        middle=(inside["start"] + inside["stop"]) / (2 * sizes), number=inside.groupby(["module", "band"]).cumcount()
+    )
+    groups = [group for _, group in bins.groupby(["band", "number"])]
+    points = sorted((float(group["middle"].mean()), *enrichment(group)) for group in groups)
+    x, y, low, high = ([point[i] for point in points] for i in range(4))
+    return Series(name, x, y, low, high, style=style)
 
 
 def _update_ranks(analysis: Analysis) -> Iterator[Plot]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 
 import pandas as pd
 
 from ailora.analysis import Analysis
-from ailora.formatting import format_value, pluralize
+from ailora.formatting import format_value, pluralize, quote_argument
 from ailora.plots.analysis_charts import build_analysis_charts
 from ailora.plots.chart_spec import Chart
 from ailora.recipes.config.yaml_file import format_yaml
@@ -105,5 +104,7 @@ def _command(analysis: Analysis) -> str:
         # Analyses of earlier versions lack some settings; a setting of None is the default of its option.
         if settings.get(name) is not None:
             options += [f"--{name}", str(settings[name])]
+    for pattern, role in settings.get("role_names", {}).items():
+        options += ["--role-name", f"{pattern}={role}"]
     flags = ["--directions"] if settings.get("directions") else []
-    return shlex.join(["ailora", "analyze", *models, *options, *flags, "--out", "out/analysis"])
+    return " ".join(map(quote_argument, ["ailora", "analyze", *models, *options, *flags, "--out", "out/analysis"]))
