@@ -56,6 +56,7 @@ def test_any_value_is_formatted(value: object, said: str) -> None:
         ("train_seconds", 42.4, "42 s"),
         ("training.learning_rate", 0.0009486, "0.000949"),
         ("learning_rate", "auto", "auto"),
+        ("training.data_seed", 20_240_101, "20240101"),
         ("errors", {"lost_bytes": 12}, "lost_bytes 12 bytes"),
     ],
 )

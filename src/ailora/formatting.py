@@ -25,7 +25,8 @@ def format_value(value: object, name: str = "") -> str:
 
     Args:
         value: Plain data.
-        name: Key of the value. A key with `bytes`, `seconds` or `learning_rate` sets the unit.
+        name: Key of the value. A key with `bytes`, `seconds` or `learning_rate` sets the unit. A number with the key
+            `seed` has no commas, because readers copy it.
 
     Returns:
         Numbers with four digits, booleans as yes or no, collections as lists, and `-` for None and empty strings.
@@ -129,7 +130,7 @@ def format_duration(seconds: object) -> str:
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-_UNITS = {"bytes": format_bytes, "seconds": format_duration, "learning_rate": format_lr}
+_UNITS = {"bytes": format_bytes, "seconds": format_duration, "learning_rate": format_lr, "seed": str}
 
 
 def is_real(value: object) -> TypeGuard[float]:

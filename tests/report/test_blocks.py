@@ -33,3 +33,11 @@ def test_what_differs_is_a_table_and_the_rest_is_said_once() -> None:
     assert table.rows == (("a", "lora", "8", "lora", "0.001"), ("a", "full", "-", "full", "1e-05"))
     assert code.kind == "code"
     assert code.text == "model: m\n"
+
+
+def test_a_difference_behind_the_shown_digits_is_shown() -> None:
+    """Both rates are 0.0012 in four decimals: they were neither among the differences nor in the common settings."""
+    rates = {"a": 1.21e-3, "b": 1.24e-3, "c": None}
+    (table,) = settings_blocks({(run,): {"training": {"weight_decay": rate}} for run, rate in rates.items()}, ("run",))
+    assert isinstance(table, ReportTable)
+    assert table.rows == (("a", "0.00121"), ("b", "0.00124"), ("c", "-"))

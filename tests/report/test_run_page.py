@@ -74,6 +74,15 @@ def test_several_runs_stand_beside_each_other(tmp_path: Path) -> None:
     assert blocks(chapter, "Metrics", ReportTable)[0].rows[1] == ("b", "0.4000", "-", "0.5000", "-")
 
 
+@pytest.mark.parametrize("changed", [{"data": {"validation": "c.tsv"}}, {"model": "another"}])
+def test_losses_of_different_tasks_are_not_compared(tmp_path: Path, changed: dict[str, Any]) -> None:
+    chapter = chapter_of(run_folder(tmp_path / "a"), run_folder(tmp_path / "b", config=changed))
+    assert "lowest" not in str(blocks(chapter, "Summary", Paragraphs))
+    more = {"data": {"train": "more.tsv", "validation": "b.tsv", "text": ["sentence"]}}
+    chapter = chapter_of(tmp_path / "a", run_folder(tmp_path / "c", config=more))
+    assert "The lowest test loss" in str(blocks(chapter, "Summary", Paragraphs))
+
+
 def test_a_half_written_run_shows_what_is_there(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "half")
     (folder / "result.json").unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ailora.formatting import format_value
+from ailora.formatting import format_value, is_real
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.report.document import Block, Code, ReportTable
 
@@ -24,17 +24,24 @@ def settings_blocks(configs: Mapping[tuple[str, ...], Config], labels: tuple[str
     """
     flat = {run: flatten_keys(config) for run, config in configs.items()}
     keys = dict.fromkeys(key for config in flat.values() for key in config)
-    # Values are compared as formatted: a row of equal cells would puzzle the reader.
-    differing = [key for key in keys if len({format_value(config.get(key)) for config in flat.values()}) > 1]
+    columns = {key: _format_setting([config.get(key) for config in flat.values()], key) for key in keys}
+    differing = {key: cells for key, cells in columns.items() if len({*cells}) > 1}
     blocks: list[Block] = []
     if differing:
-        rows = tuple((*run, *(format_value(config.get(key), key) for key in differing)) for run, config in flat.items())
+        rows = tuple((*run, *cells) for run, *cells in zip(flat, *differing.values(), strict=True))
         blocks.append(ReportTable("What differs", (*labels, *differing), rows))
     if shared := _shared(list(configs.values())):
         several = len(configs) > 1
         title = "What all have in common" if several else "Configuration"
         blocks.append(Code(title, format_yaml(shared), collapsed=several))
     return blocks
+
+
+def _format_setting(values: Sequence[object], key: str) -> list[str]:
+    """Format the values of a setting in all runs, with all digits if fewer digits would hide a difference."""
+    numbers = {value for value in values if is_real(value)}
+    needs_digits = len({format_value(number, key) for number in numbers}) < len(numbers)
+    return [str(value) if needs_digits and is_real(value) else format_value(value, key) for value in values]
 
 
 def flatten_keys(config: Config, prefix: str = "") -> dict[str, object]:

@@ -37,6 +37,8 @@ from ailora.report.versions import version_table
 _MAX_SAMPLES = 20
 _MAX_SAMPLE_CHARS = 1500
 _MAX_CONFIGS = 8
+#: Keys below `data` that affect the training rows only.
+_TRAINING_DATA = ("train", "max_train_samples")
 #: Key of `result.json` -> column of the table of costs.
 _COST_COLUMNS = {
     "trainable_parameters": "trainable parameters",
@@ -107,7 +109,7 @@ def _key_values(run: Run) -> dict[str, str]:
         "policy": format_value(config.get("adapter.policy")),
         "rank": format_value(config.get("adapter.rank")),
         "learning rate": format_lr(config.get("training.learning_rate")),
-        "seed": format_value(config.get("training.seed")),
+        "seed": format_value(config.get("training.seed"), "seed"),
         "steps": format_value(run.result.get("steps")),
         "training": format_duration(run.result.get("train_seconds")),
     }
@@ -137,6 +139,9 @@ def _describe_best_evaluations(run: Run) -> str:
 def _compare_losses(runs: Sequence[Run]) -> Iterator[str]:
     """Compare several runs by their loss, and warn that single runs do not rank methods."""
     finished = [run for run in runs if run.metrics]
+    # Losses of different tasks or models say nothing about the runs.
+    if any(_evaluated_task(run) != _evaluated_task(finished[0]) for run in finished):
+        return
     split = next((s for s in ("test", "validation") if all(s in run.metrics for run in finished)), "")
     # Metrics come from files: a loss may be missing or not a number.
     losses = sorted((loss, run.name) for run in finished if is_finite(loss := run.metrics.get(split, {}).get("loss")))
@@ -147,6 +152,13 @@ def _compare_losses(runs: Sequence[Run]) -> Iterator[str]:
             f"{format_number(second_lowest)}. Single runs do not show which method is better: a study does, with the "
             "learning rate tuned for each method, and several seeds."
         )
+
+
+def _evaluated_task(run: Run) -> list[object]:
+    """Return the settings that runs must share for comparable losses: recipe, model and data for evaluation."""
+    data = run.config.get("data")
+    evaluated = {k: v for k, v in data.items() if k not in _TRAINING_DATA} if isinstance(data, dict) else data
+    return [run.config.get("recipe"), run.config.get("model"), evaluated]
 
 
 def _metric_table(runs: Sequence[Run]) -> ReportTable:

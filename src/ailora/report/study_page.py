@@ -204,8 +204,8 @@ def _trial_table(trials: Sequence[Trial], design: StudyDesign) -> ReportTable:
 
 
 def _trial_cell(column: str, value: object) -> str:
-    if column == "learning_rate":
-        return format_lr(value)
+    if column in ("learning_rate", "seed"):
+        return format_value(value, column)
     if column.endswith("seconds") and is_finite(value):
         return f"{value:.2f}"
     return shorten(format_value(value), _MAX_CELL_CHARS)
