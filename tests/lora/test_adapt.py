@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
 
 import ailora
@@ -120,6 +121,33 @@ def test_a_name_within_the_names_of_tensors_is_refused(name: str, adapted: bool)
     with pytest.raises(ailora.InputError, match=f"'{name}' cannot be used: names of the model's tensors contain"):
         ailora.adapt(model, adapter_name=name)
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("name", ["1", "query", "weight"])
+def test_pefts_own_methods_refuse_a_name_within_the_names_of_tensors(name: str, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["key"])
+    get_peft_model(FAMILY.model(), config).save_pretrained(tmp_path)
+    model = ailora.adapt(FAMILY.model())
+    before = snapshot(model)
+    for add in (model.add_adapter, lambda name, _: model.load_adapter(tmp_path, name)):
+        with pytest.raises(ailora.InputError, match=f"'{name}' cannot be used: names of the model's tensors contain"):
+            add(name, config)
+        assert list(model.peft_config) == ["default"]
+        assert_unchanged(model, before)
+
+
+def test_an_adapter_that_peft_added_under_such_a_name_is_refused() -> None:
+    model = get_peft_model(FAMILY.model(), LoraConfig(r=2, target_modules=["key"]), adapter_name="query")
+    before = snapshot(model)
+    with pytest.raises(ailora.ModelError, match=r"the model has an adapter 'query', and names of .* tensors contain"):
+        ailora.adapt(model)
+    assert_unchanged(model, before)
+
+
+def test_the_parts_of_a_factor_do_not_take_names() -> None:
+    """State dicts do not contain them."""
+    model = ailora.adapt(ailora.adapt(FAMILY.model(), rank=2), rank=2, adapter_name="delta")
+    assert list(model.peft_config) == ["default", "delta"]
 
 
 def test_a_plan_for_another_model_is_refused() -> None:

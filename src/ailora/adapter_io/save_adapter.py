@@ -21,9 +21,10 @@ from ailora.distributed import is_main, raise_on_all_ranks
 from ailora.errors import ModelError
 from ailora.inits import Factors
 from ailora.lora.adapt import get_plan
+from ailora.lora.base_model import validate_unmerged
 from ailora.lora.fused_factor import FusedFactor
 from ailora.lora.initial_factors import InitialFactors
-from ailora.lora.inject import get_metadata, validate_unmerged
+from ailora.lora.inject import get_metadata
 from ailora.lora.lora_config import build_lora_config
 from ailora.lora.packed_factor import PackedFactor
 from ailora.lora.plain_factor import ResidualFactor

@@ -11,14 +11,10 @@ from torch import nn
 
 from ailora.distributed import compute_on_rank0_and_broadcast
 from ailora.inits import PolicySpec
+from ailora.lora.adapter_name import validate_adapter_name
+from ailora.lora.base_model import get_base_model
 from ailora.lora.initial_factors import InitialFactors, compute_initial_factors
-from ailora.lora.inject import (
-    get_base_model,
-    get_metadata,
-    inject,
-    resolve_planned_weights,
-    validate_adapter_name,
-)
+from ailora.lora.inject import get_metadata, inject, resolve_planned_weights
 from ailora.lora.residual import compute_residuals
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan

@@ -8,6 +8,8 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
 
 from ailora.errors import ModelError
+from ailora.lora.adapter_name import validate_no_tensor_name
+from ailora.lora.base_model import has_merged_adapter
 from ailora.lora.packed_factor import PackedFactor
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form
@@ -21,7 +23,8 @@ class AnchoredLoraModel(LoraModel):
     Adapters with a separate configuration object, for example from `load_adapter`, keep PEFT's factors.
 
     While the base model has residual weights, these adapters would run on weights for which they were not made, and
-    without an adapter in the residual form, the original weights would be lost: all of this is refused.
+    without an adapter in the residual form, the original weights would be lost: all of this is refused. Names of new
+    adapters that would make PEFT save incomplete files are refused too.
     """
 
     ailora_metadata: dict[str, AdapterMetadata]
@@ -34,6 +37,7 @@ class AnchoredLoraModel(LoraModel):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
+        validate_no_tensor_name(self.model, adapter_name)
         if self._find_source(adapter_name) is None:
             self._validate_no_residual("another adapter cannot be added")
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
@@ -81,11 +85,6 @@ class AnchoredLoraModel(LoraModel):
         config = self.peft_config[adapter_name]
         shared = (name for name in self.ailora_metadata if self.peft_config.get(name) is config)
         return next((name for name in shared if name != adapter_name), None)
-
-
-def has_merged_adapter(model: nn.Module) -> bool:
-    """Return whether an adapter is merged into the base weights of a model."""
-    return any(isinstance(module, LoraLayer) and module.merged for module in model.modules())
 
 
 def _restart_from(factors: nn.ModuleDict, source: str, adapter_name: str) -> None:

@@ -11,13 +11,13 @@ from typing import cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer, LoraModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 
-from ailora.distributed import compute_on_rank0_and_broadcast
-from ailora.errors import InputError, ModelError
-from ailora.lora.anchored_lora_model import AnchoredLoraModel, has_merged_adapter
+from ailora.errors import ModelError
+from ailora.lora.adapter_name import validate_adapter_name, validate_existing_names
+from ailora.lora.anchored_lora_model import AnchoredLoraModel
+from ailora.lora.base_model import find_changed_weight, get_base_model, validate_unmerged
 from ailora.lora.initial_factors import InitialFactors
 from ailora.lora.lora_config import build_training_config
 from ailora.lora.packed_factor import validate_same_anchors
@@ -27,18 +27,9 @@ from ailora.lora.set_factors import set_factors
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.roles import weight_shape
-from ailora.weights.base_weight import BaseWeight, matches_fingerprint, resolve_weights
+from ailora.weights.base_weight import BaseWeight, resolve_weights
 from ailora.weights.quantized import find_quantized_format
 
-#: Maximum length of a folder name in common file systems.
-_MAX_NAME_BYTES = 255
-#: Components of tensor names that PEFT adds to those of the base model, and the names of most parameters.
-_PEFT_COMPONENTS = frozenset(
-    {
-        *("base_model", "model", "base_layer", "modules_to_save", "original_module", "token_adapter"),
-        *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "weight", "bias"),
-    }
-)
 _LOG = logging.getLogger("ailora")
 
 
@@ -61,9 +52,7 @@ def resolve_planned_weights(model: nn.Module, plan: Plan, *, adapter_name: str) 
     _validate_modules_to_save(base, plan)
     if plan.form is Form.RESIDUAL:
         validate_residual_form(base, plan, weights)
-    if _get_all_metadata(model):
-        # On other ranks, the weights may not be loaded.
-        compute_on_rank0_and_broadcast(lambda: _validate_unchanged_base(model, weights))
+    _validate_unchanged_base(model, weights)
     return weights
 
 
@@ -147,66 +136,17 @@ def has_ailora_adapter(model: nn.Module, adapter_name: str = "default") -> bool:
     return adapter_name in _get_all_metadata(model)
 
 
-def get_base_model(model: nn.Module) -> nn.Module:
-    """Return the base model of a `PeftModel`. Any other model is returned unchanged.
-
-    Raises:
-        ModelError: All adapters of the `PeftModel` were deleted.
-    """
-    if not isinstance(model, PeftModel):
-        return model
-    # PEFT would look up the configuration of the deleted active adapter.
-    if not model.peft_config:
-        raise ModelError("all adapters of the PeftModel were deleted: pass the base model, which its unload() returns")
-    return model.get_base_model()
-
-
-def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
-    """Refuse a taken or unusable adapter name, and a model that has adapters but is not a `PeftModel`.
-
-    Raises:
-        InputError: The name cannot be used for an adapter.
-        ModelError: The name is taken, or the model has adapters but is not a `PeftModel`.
-    """
-    if not isinstance(adapter_name, str) or not _is_usable_name(adapter_name):
-        raise InputError(
-            f"adapter_name {adapter_name!r} cannot be used: expected a folder name without dots that is not a part of "
-            "'lora_' or an attribute of torch modules"
-        )
-    if isinstance(model, PeftModel):
-        if adapter_name in model.peft_config:
-            raise ModelError(f"the model already has an adapter {adapter_name!r}: choose a different adapter_name")
-    elif any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ModelError(
-            "the model already has adapters: pass the PeftModel itself and a new adapter_name, or unload() first"
-        )
-    # PEFT leaves every tensor whose name contains the name of another adapter out of an adapter's file.
-    if adapter_name in _get_name_components(get_base_model(model)):
-        raise InputError(
-            f"adapter_name {adapter_name!r} cannot be used: names of the model's tensors contain {adapter_name!r}, and "
-            "PEFT would leave these tensors out of the files of other adapters. Choose a different name"
-        )
-
-
-def _get_name_components(base: nn.Module) -> frozenset[str]:
-    """Return the components, between dots, of all tensor names of a base model with adapters."""
-    names = (name for named in (base.named_modules, base.named_parameters) for name, _ in named(remove_duplicate=False))
-    return _PEFT_COMPONENTS.union(*(name.split(".") for name in names))
-
-
-def _is_usable_name(name: str) -> bool:
-    """Return whether a name can be a key of torch's `ModuleDict`, a part of tensor names, and a folder name."""
-    reserved = any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict))
-    fits_folder = name.isprintable() and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
-    return not reserved and name not in "lora_" and not set(name) & set("./\\") and fits_folder
-
-
 def _validate_existing_adapters(model: nn.Module, plan: Plan) -> None:
-    """Refuse merged adapters, adapters other than LoRA, trained tokens, and a second adapter beside a residual form."""
+    """Refuse adapters beside which another cannot be trained and saved.
+
+    These are merged adapters, adapters other than LoRA, adapters with the name of tensors, trained tokens, and adapters
+    in the residual form.
+    """
     if not isinstance(model, PeftModel):
         return
     if not isinstance(model.base_model, LoraModel) or not model.peft_config:
         raise ModelError("the PeftModel has adapters other than LoRA: pass its base model instead")
+    validate_existing_names(model)
     validate_unmerged(model)
     if any(isinstance(module, TrainableTokensWrapper) for module in model.modules()):
         raise ModelError(
@@ -231,29 +171,12 @@ def _validate_unchanged_base(model: nn.Module, weights: Mapping[str, BaseWeight]
     model that exists only in this process.
     """
     for adapter_name, metadata in _get_all_metadata(model).items():
-        planned = metadata.parsed_plan.modules
-        for module in [module for module in weights if module in planned and module in metadata.fingerprints]:
-            weight = weights[module]
-            if weight.quantized_format is not None:
-                continue
-            weight.validate_loaded()
-            dtype = planned[module][0].projection.dtype
-            if matches_fingerprint(weight.stored(), metadata.fingerprints[module], dtype) is False:
-                raise ModelError(
-                    f"{module}: the base weight has changed since the adapter {adapter_name!r} was added, as merging "
-                    "and unmerging it does by rounding. An adapter for this weight would fit no saved model: load the "
-                    "base model again"
-                )
-
-
-def validate_unmerged(model: nn.Module) -> None:
-    """Refuse a model with an adapter merged into the base weights.
-
-    Raises:
-        ModelError: An adapter is merged.
-    """
-    if has_merged_adapter(model):
-        raise ModelError("an adapter is merged into the base weights: call unmerge_adapter() first")
+        if module := find_changed_weight(weights, metadata):
+            raise ModelError(
+                f"{module}: the base weight has changed since the adapter {adapter_name!r} was added, as merging and "
+                "unmerging it does by rounding. An adapter for this weight would fit no saved model: load the base "
+                "model again"
+            )
 
 
 def _validate_dora(weights: Mapping[str, BaseWeight]) -> None:

@@ -12,8 +12,8 @@ from peft.tuners.lora import LoraLayer
 
 from ailora.errors import InputError, unknown_name
 from ailora.lora.adapt import get_plan
+from ailora.lora.base_model import get_base_model
 from ailora.lora.fused_factor import FusedFactor
-from ailora.lora.inject import get_base_model
 from ailora.plan.adapter_plan import Plan
 from ailora.roles import Role, parse_role
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from ailora.adapter_io.peft_adapter import load_peft_adapter
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, read_config
 from ailora.errors import InputError, ModelError
-from ailora.lora.inject import get_base_model
+from ailora.lora.base_model import get_base_model
 from ailora.model_path import resolve_model
 from ailora.path_kind import PathKind, detect_path_kind, resolve_adapter_dir
 from ailora.plain_data import validate_plain_data
