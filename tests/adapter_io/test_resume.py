@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import json
 import shutil
@@ -363,3 +364,55 @@ def test_options_that_the_configuration_contradicts(key: str, value: object, mat
     with pytest.raises(ailora.InputError, match=match):
         ailora.resume(model, tmp_path)
     assert "lora" not in str(model)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_a_tensor_without_a_place_leaves_an_adapted_model_alone(tmp_path: Path) -> None:
+    """The adapter has embeddings of a resized vocabulary, which another adapter has moved below a wrapper."""
+
+    def resized() -> nn.Module:
+        model = LLAMA.model()
+        model.resize_token_embeddings(70, mean_resizing=False)
+        return model
+
+    adapted = ailora.adapt(resized(), rank=2)
+    sidecar = ailora.save_adapter(adapted, tmp_path / "own") / "ailora.json"
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    shutil.copy(sidecar, tmp_path / "adapter")
+    model = ailora.adapt(resized(), rank=2, adapter_name="first", modules_to_save=["embed_tokens"])
+    before, output = state(model), LLAMA.output(model)
+    with pytest.raises(ailora.ModelError, match=r"has no place for model\.embed_tokens\.weight"):
+        ailora.resume(model, tmp_path / "adapter", adapter_name="second")
+    assert list(model.peft_config) == ["first"]
+    assert model.active_adapters == ["first"]
+    assert state(model).keys() == before.keys()
+    assert torch.equal(LLAMA.output(model), output)
+
+
+@pytest.mark.parametrize("form", ["anchored", "stock", "residual"])
+def test_a_failure_while_loading_leaves_the_base_alone(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=2, form=form), tmp_path)
+    base = LLAMA.model()
+    before = state(base)
+
+    def fail(*_: object) -> None:
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(importlib.import_module("ailora.adapter_io.resume"), "_load_tensors", fail)
+    with pytest.raises(OSError, match="stale"):
+        ailora.resume(base, tmp_path)
+    assert state(base).keys() == before.keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in base.state_dict().items())
+
+
+def test_labels_of_a_checkpoint_in_the_residual_form_are_kept(tmp_path: Path) -> None:
+    model = BERT.model()
+    names = {index: f"class {index}" for index in range(model.config.num_labels)}
+    model.config.id2label = names
+    adapted = ailora.adapt(model, rank=2, form="residual")
+    adapted.save_pretrained(tmp_path)
+    (tmp_path / "ailora.json").write_text(_sidecar(adapted))
+    resumed = ailora.resume(BERT.model(), tmp_path)
+    assert json.loads(_sidecar(resumed))["labels"] == list(names.values())

@@ -147,7 +147,14 @@ def only_the_first_process_must_have_read_the_weights(folder: Path) -> None:
     if dist.get_rank() > 0:
         with torch.no_grad():
             model.model.layers[0].self_attn.q_proj.weight.fill_(float("nan"))
-    assert same_everywhere(parts(ailora.adapt(model, **OPTIONS)))
+    adapted = ailora.adapt(copy.deepcopy(model), **OPTIONS)
+    assert same_everywhere(parts(adapted))
+    if dist.get_rank() == 0:
+        ailora.save_adapter(adapted, folder / "first")
+    dist.barrier()
+    resumed = ailora.resume(model, folder / "first")
+    validate_close(parts(resumed), parts(adapted))
+    assert isinstance(ailora.adapt(resumed, adapter_name="second", **OPTIONS), PeftModel)
     model = base()
     if dist.get_rank() == 0:
         with torch.no_grad():

@@ -17,16 +17,17 @@ from ailora.adapter_io.peft_config_file import CONFIG_NAME
 from ailora.adapter_io.projection_factors import ProjectionFactors
 from ailora.errors import AnchorMismatchError, InputError, ModelError
 from ailora.inits import Factors
-from ailora.lora.adapt import apply_plan
+from ailora.lora.adapt import compute_shared_factors
+from ailora.lora.base_model import find_changed_weight, get_base_model
 from ailora.lora.initial_factors import InitialFactors
-from ailora.lora.inject import get_base_model, inject, resolve_planned_weights
+from ailora.lora.inject import inject, resolve_planned_weights
 from ailora.lora.packed_factor import PackedFactor
 from ailora.lora.residual import compute_residuals
 from ailora.path_kind import expand_home
 from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import read_tensor
-from ailora.weights.base_weight import BaseWeight, matches_fingerprint, select_rows, tensors_by_name
+from ailora.weights.base_weight import BaseWeight, select_rows, tensors_by_name
 from ailora.weights.dtensor import distribute_like
 from ailora.weights.tied_weights import format_resize_hint
 
@@ -68,24 +69,26 @@ def resume(
     adapter_metadata = checkpoint.metadata if metadata is None else AdapterMetadata.read(_metadata_file(metadata))
     plan = _validate_resumable(checkpoint, adapter_metadata)
     assert adapter_metadata is not None
-    # All checks come before `inject`, so that a refused model stays unchanged.
     checkpoint.validate_finite()
     validate_saved_modules(checkpoint, get_base_model(model))
     _validate_saved_shapes(model, checkpoint)
     weights = resolve_planned_weights(model, plan, adapter_name=adapter_name)
     _validate_same_base(plan, weights, adapter_metadata, base=get_base_model(model))
-    if not checkpoint.contains_anchor(plan):
-        adapted = apply_plan(model, plan, adapter_name=adapter_name)
-    else:
+    if checkpoint.contains_anchor(plan):
         factors = [
             _initial_factors(stored, plan, checkpoint.folder) for stored in checkpoint.read_projection_factors(plan)
         ]
-        residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
-        adapted = inject(
-            model, plan, factors, adapter_name=adapter_name, metadata=adapter_metadata, residuals=residuals
-        )
-    _load_tensors(adapted, checkpoint, plan, adapter_name)
-    return adapted
+    else:
+        factors = compute_shared_factors(plan, weights)
+    return inject(
+        model,
+        plan,
+        factors,
+        adapter_name=adapter_name,
+        metadata=adapter_metadata,
+        residuals=compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else [],
+        load=lambda adapted: _load_tensors(adapted, checkpoint, plan, adapter_name),
+    )
 
 
 def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata | None) -> Plan:
@@ -151,7 +154,7 @@ def _load_tensors(model: PeftModel, checkpoint: AdapterCheckpoint, plan: Plan, a
     """Copy the tensors of a file into an adapter with the modules of the file.
 
     Raises:
-        ModelError: The model has no place for a tensor of the file.
+        ModelError: The model has no place for a tensor of the file. No tensor is copied then.
     """
     # PEFT's `set_peft_model_state_dict` first renames tensors as transformers does for old checkpoints. In some models,
     # this also renames current modules (MaskFormer's Swin backbone), and PEFT silently drops their tensors.
@@ -174,17 +177,19 @@ def _load_tensors(model: PeftModel, checkpoint: AdapterCheckpoint, plan: Plan, a
     heads = _map_saved_names(base, adapter_name)
     # PEFT saves a resized vocabulary without `modules_to_save`: such a tensor belongs to the base model.
     state |= {PREFIX + heads.get(name, name): read_tensor(stored) for name, stored in checkpoint.saved.items()}
+    packed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, PackedFactor)}
+    if unexpected := sorted(state.keys() - tensors_by_name(model).keys() - packed):
+        raise ModelError(
+            f"the {type(base).__name__} has no place for {unexpected[0].removeprefix(PREFIX)} of {checkpoint.folder}: "
+            "resume the adapter in a freshly loaded base model"
+        )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     # Distributing is collective, so all processes must keep the same order. A packed factor, which is no parameter,
     # takes a plain tensor.
     for name, tensor in state.items():
         if name in parameters:
             state[name] = distribute_like(tensor, parameters[name])
-    if unexpected := model.load_state_dict(state, strict=False).unexpected_keys:
-        raise ModelError(
-            f"the {type(base).__name__} has no place for {unexpected[0].removeprefix(PREFIX)} of {checkpoint.folder}: "
-            "resume the adapter in a freshly loaded base model"
-        )
+    model.load_state_dict(state, strict=False)
 
 
 def _map_saved_names(base: nn.Module, adapter_name: str) -> dict[str, str]:
@@ -220,22 +225,14 @@ def _validate_saved_shapes(model: nn.Module, checkpoint: AdapterCheckpoint) -> N
 def _validate_same_base(
     plan: Plan, weights: Mapping[str, BaseWeight], metadata: AdapterMetadata, *, base: nn.Module
 ) -> None:
-    """Refuse a model if its weights differ from the adapter's base by more than the dtype.
-
-    Quantized weights are not compared, because they have no comparable fingerprint.
-    """
+    """Refuse a model if its weights differ from the adapter's base in shape, or by more than the dtype."""
     for module, weight in weights.items():
         planned = plan.modules[module][0].projection.shape
         if weight.shape != planned:
             hint = format_resize_hint(base, module, weight.shape, planned)
             raise ModelError(f"{module} has the shape {weight.shape}, but the adapter was made for {planned}{hint}")
-        expected = metadata.fingerprints.get(module)
-        if weight.quantized_format is not None or expected is None:
-            continue
-        weight.validate_loaded()
-        # None means that the dtypes allow no comparison.
-        if matches_fingerprint(weight.stored(), expected, plan.modules[module][0].projection.dtype) is False:
-            raise ModelError(
-                f"{module}: the weight differs from the adapter's base ({metadata.base_model}). Load that base model; "
-                "`ailora verify` shows details"
-            )
+    if module := find_changed_weight(weights, metadata):
+        raise ModelError(
+            f"{module}: the weight differs from the adapter's base ({metadata.base_model}). Load that base model; "
+            "`ailora verify` shows details"
+        )

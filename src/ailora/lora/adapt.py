@@ -139,19 +139,38 @@ def apply_plan(
     """
     weights = resolve_planned_weights(model, plan, adapter_name=adapter_name)
     base = get_base_model(model)
-    # With a copy of the global generator, random factors depend on the caller's seed, and the global state is kept.
-    generator = torch.Generator()
-    generator.set_state(torch.get_rng_state())
     source: WeightSource = BaseWeight.read
     if weights_from is not None:
         source = open_checkpoint_source(base, weights_from, weights)
-    # All ranks use the factors of rank 0: rounding differs between machines, but replicas must have equal anchors.
-    factors = compute_on_rank0_and_broadcast(lambda: compute_initial_factors(plan, weights, source, generator))
+    factors = compute_shared_factors(plan, weights, source)
     residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
     metadata = compute_on_rank0_and_broadcast(
         lambda: _build_metadata(plan, weights, factors, base=base, weights_from=weights_from)
     )
     return inject(model, plan, factors, adapter_name=adapter_name, metadata=metadata, residuals=residuals)
+
+
+def compute_shared_factors(
+    plan: Plan, weights: Mapping[str, BaseWeight], source: WeightSource = BaseWeight.read
+) -> list[InitialFactors]:
+    """Compute the initial factors of every planned adapter on rank 0, and send them to all ranks.
+
+    Args:
+        plan: Adapter settings of every projection.
+        weights: Base weight of each module; not modified.
+        source: Function that returns the matrix to decompose for a base weight.
+
+    Returns:
+        The initial factors, in the plan's order.
+
+    Raises:
+        ModelError: See `compute_initial_factors`.
+    """
+    # With a copy of the global generator, random factors depend on the caller's seed, and the global state is kept.
+    generator = torch.Generator()
+    generator.set_state(torch.get_rng_state())
+    # All ranks use the factors of rank 0: rounding differs between machines, but replicas must have equal anchors.
+    return compute_on_rank0_and_broadcast(lambda: compute_initial_factors(plan, weights, source, generator))
 
 
 def get_plan(model: nn.Module, adapter_name: str = "default") -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
@@ -64,6 +64,7 @@ def inject(
     adapter_name: str,
     metadata: AdapterMetadata,
     residuals: Sequence[Residual] = (),
+    load: Callable[[PeftModel], None] | None = None,
 ) -> PeftModel:
     """Inject an adapter into every planned projection. If an error is raised, the model is unchanged.
 
@@ -74,12 +75,13 @@ def inject(
         adapter_name: PEFT's name for the adapter.
         metadata: Metadata of the adapter, for `get_metadata`.
         residuals: Residual weights that replace the base weights in the residual form. Empty in all other forms.
+        load: Function that loads saved tensors into the adapted model. None keeps the initial factors.
 
     Returns:
         The adapted model: `model` if already a `PeftModel`, else a new `PeftModel`.
 
     Raises:
-        ModelError: PEFT cannot adapt the model as planned.
+        ModelError: PEFT cannot adapt the model as planned, or `load` raises this error.
     """
     base = get_base_model(model)
     # PEFT draws random factors, which are replaced below. The fork keeps the caller's random state unchanged.
@@ -88,10 +90,12 @@ def inject(
         layers = _get_planned_layers(base, plan, adapter_name)
         for module, group in _group_by_module(factors).items():
             set_factors(layers[module], group, adapter_name, plan)
-        # If a residual cannot be written, `undo` restores the weights that are already overwritten.
+        # If a residual cannot be written or `load` fails, `undo` restores the weights that are already overwritten.
         with ExitStack() as undo:
             for residual in residuals:
                 residual.write(undo)
+            if load is not None:
+                load(adapted)
             undo.pop_all()
     metadata_by_name = _get_all_metadata(adapted)
     # This hook checks the anchors of all adapters before any tensor is loaded. The hooks of single factors would find
