@@ -260,23 +260,28 @@ def replacing_folder(folder: Path) -> Generator[Path, None, None]:
 
 
 @contextmanager
-def replacing_files(folder: Path) -> Generator[Path, None, None]:
+def replacing_files(folder: Path, *, timeout_s: float = 0.0) -> Generator[Path, None, None]:
     """Create a temporary folder, whose files replace those of the same names in `folder` if the body succeeds.
 
     Other files in `folder` stay. If the body fails or the process is killed, no file of `folder` has changed. Only a
     kill between two of the final renames leaves new beside old files.
 
+    Args:
+        folder: Path of the folder.
+        timeout_s: Longest time to wait for another process that is writing to the folder, in seconds.
+
     Yields:
         Path of the temporary folder, which is empty.
 
     Raises:
-        InputError: Another process is writing to the folder, `folder` is a file, or a folder has the name of a file.
+        InputError: Another process is writing to the folder for longer than the timeout, `folder` is a file, or a
+            folder has the name of a file.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot write to {folder}: expected a folder, and it is a file")
     folder.mkdir(parents=True, exist_ok=True)
     partial, lock = (_temporary_path(folder / "files", kind) for kind in ("partial", "lock"))
-    with holding_lock(lock, folder):
+    with holding_lock(lock, folder, timeout_s=timeout_s):
         try:
             _remove(partial)
             partial.mkdir()

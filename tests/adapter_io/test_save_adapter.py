@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -160,3 +164,18 @@ def test_labels_of_an_adapter_outlast_those_of_its_base(tmp_path: Path) -> None:
     base.config.id2label = {index: f"of the base {index}" for index in range(base.config.num_labels)}
     again = AdapterMetadata.read(ailora.save_adapter(ailora.resume(base, folder), tmp_path / "again") / "ailora.json")
     assert again.labels == tuple(model.config.id2label.values())
+
+
+def test_a_rank_waits_while_another_is_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lock() -> int:
+        lock = os.open(tmp_path / ".files.ailora-lock", os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return lock
+
+    model, held = ailora.adapt(LLAMA.model(), rank=2), lock()
+    with pytest.raises(ailora.InputError, match="another process is writing to"):
+        ailora.save_adapter(model, tmp_path)
+    monkeypatch.setattr(importlib.import_module("ailora.adapter_io.save_adapter"), "process_count", lambda: 2)
+    threading.Timer(0.3, os.close, [held]).start()
+    ailora.save_adapter(model, tmp_path)
+    assert torch.equal(LLAMA.output(ailora.resume(LLAMA.model(), tmp_path)), LLAMA.output(model))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 import ailora
 from ailora.distributed import all_reduce_sum, on_main, raise_on_all_ranks
 from ailora.lora.packed_factor import PackedFactor
+from ailora.plan.adapter_metadata import AdapterMetadata
 from tests.engines.training import Job, base, examples, train
 
 OPTIONS = {"rank": 4, "task_type": "CAUSAL_LM"}
@@ -179,6 +181,25 @@ def ddp_gives_all_the_anchors_of_the_first_process(folder: Path) -> None:
     for _ in range(3):
         optimizers = step(wrapped, mine(), optimizers[0]), step(reference, IDS, optimizers[1])
     validate_close(parts(model), parts(reference), 1e-5)
+
+
+@check
+def every_process_of_ddp_may_save(folder: Path) -> None:
+    model = ailora.adapt(base(), **OPTIONS)
+    step(DistributedDataParallel(model, forward_sync_buffers=False), mine())
+    write = AdapterMetadata.write
+
+    def write_slowly(self: AdapterMetadata, folder: Path) -> None:
+        time.sleep(1)
+        write(self, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AdapterMetadata, "write", write_slowly)
+        dist.barrier()
+        ailora.save_adapter(model, folder / "ddp")
+    dist.barrier()
+    assert not [file for file in (folder / "ddp").iterdir() if file.name.startswith(".")]
+    validate_close(parts(ailora.resume(base(), folder / "ddp")), parts(model))
 
 
 @check

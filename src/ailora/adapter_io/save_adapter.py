@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ailora.adapter_io.adapter_digests import write_digests
 from ailora.adapter_io.peft_config_file import WEIGHTS_NAME
 from ailora.atomic_io import replacing_files
-from ailora.distributed import is_main, raise_on_all_ranks
+from ailora.distributed import is_main, process_count, raise_on_all_ranks
 from ailora.errors import ModelError
 from ailora.inits import Factors
 from ailora.lora.adapt import get_plan
@@ -35,14 +35,18 @@ from ailora.roles import Role
 from ailora.weights.base_weight import resolve_weights, select_rows
 from ailora.weights.dtensor import any_dtensor, full_tensor
 
+#: Longest time that a rank waits while other ranks write the same adapter, in seconds.
+_RANK_TIMEOUT_S = 600.0
+
 
 def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "default") -> Path:
     """Save an adapter made by ailora as a stock PEFT adapter for the unchanged base, with `ailora.json`.
 
     The files are written beside the folder's files, and replace them when all are complete. The residual form is saved
     as the anchored form, whose factors `[dB, B]` and `[A0; dA]`, with `dA = A - A0` and `dB = B - B0`, have the product
-    `B A - B0 A0`: the update of the unchanged base. For a model sharded by FSDP2, call this function in every process;
-    the main process writes. For any other model, call it in one process.
+    `B A - B0 A0`: the update of the unchanged base. For a model sharded by FSDP2, call this function on every rank;
+    rank 0 writes. For any other model, such as a replica of DDP, call it on one rank. If several ranks call it, they
+    write the same files one after the other.
 
     Args:
         model: Model returned by `adapt`, `apply_plan` or `resume`.
@@ -53,7 +57,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         Folder of the files: `folder` for the adapter name `default`, else a subfolder named after the adapter.
 
     Raises:
-        InputError: The folder is a file, or another process is writing to it.
+        InputError: The folder is a file, or another process is writing to it. Ranks wait for each other.
         ModelError: The model has no adapter of that name made by ailora, or PEFT does not find the adapter because
             layers were renamed.
 
@@ -73,9 +77,12 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
     sharded = any_dtensor(model.parameters())
     gathered = _gather_state_dict(model, adapter_name) if sharded else None
     anchored = _anchored_state_dict(model, plan, adapter_name) if plan.form is Form.RESIDUAL else None
+    # It is unknown whether all ranks call this function or a single one. With a barrier, or if only rank 0 wrote, the
+    # call on a single rank would wait forever, or lose the adapter.
+    timeout_s = _RANK_TIMEOUT_S if process_count() > 1 else 0.0
     with raise_on_all_ranks() if sharded else nullcontext():
         if not sharded or is_main():
-            with replacing_files(folder) as partial:
+            with replacing_files(folder, timeout_s=timeout_s) as partial:
                 if (card := folder / "README.md").is_file():
                     shutil.copyfile(card, partial / card.name)  # PEFT updates the user's model card
                 model.save_pretrained(str(partial), selected_adapters=[adapter_name], state_dict=gathered)
