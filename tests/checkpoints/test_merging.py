@@ -372,6 +372,43 @@ def test_files_of_tokenizers_travel_and_others_do_not(base: Path, adapter: Path,
     assert not any((tmp_path / "out" / name).exists() for name in left)
 
 
+@pytest.mark.parametrize("vocabulary", [None, 40], ids=["same vocabulary", "resized"])
+def test_a_resized_vocabulary_brings_its_tokenizer(vocabulary: int | None, base: Path, tmp_path: Path) -> None:
+    """A file of the base's tokenizer that the other tokenizer lacks would be read too."""
+    shutil.copytree(base, tmp_path / "base")
+    tokenizers = {
+        tmp_path / "base": ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "chat_template.jinja"),
+        tmp_path / "adapter": ("tokenizer_config.json", "tokenizer.json", "chat_templates/tool.jinja"),
+    }
+    model = loaded(base)
+    if vocabulary is not None:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    ailora.adapt(model, rank=4).save_pretrained(tmp_path / "adapter", save_embedding_layers=vocabulary is not None)
+    for folder, names in tokenizers.items():
+        (folder / "chat_templates").mkdir()
+        for name in names:
+            (folder / name).write_text(folder.name)
+    merge(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out")
+    source = tmp_path / ("base" if vocabulary is None else "adapter")
+    for name in {name for names in tokenizers.values() for name in names}:
+        copied = tmp_path / "out" / name
+        assert copied.is_file() == (name in tokenizers[source]), name
+        assert not copied.is_file() or copied.read_text() == source.name
+    assert (tmp_path / "out" / "generation_config.json").is_file()
+
+
+def test_without_a_tokenizer_of_the_adapter_that_of_the_base_is_copied(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").write_text("base")
+    model = loaded(base)
+    model.resize_token_embeddings(40, mean_resizing=False)
+    ailora.adapt(model, rank=4).save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    (tmp_path / "adapter" / "chat_template.jinja").write_text("adapter")
+    merge(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "base"
+    assert not (tmp_path / "out" / "chat_template.jinja").exists()
+
+
 def test_a_failed_merge_does_not_keep_the_folder(base: Path, adapter: Path, tmp_path: Path) -> None:
     other = LLAMA.model()
     with torch.no_grad():

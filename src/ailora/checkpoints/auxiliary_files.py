@@ -25,17 +25,53 @@ _FOLDER_NAME = re.compile(r"[0-9]+_\w+")
 _MODULE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 #: Subfolders with files of the tokenizer.
 _TOKENIZER_FOLDERS = ("chat_templates", "additional_chat_templates")
+#: File that transformers writes for every tokenizer.
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+#: Names of the files that the tokenizers of transformers write.
+_TOKENIZER_FILES = re.compile(
+    r"(tokenizer|chat_template|added_tokens|special_tokens_map|vocab|merges).*"
+    r"|.*vocab\.json|.*\.(model|spm|codes|tokenizer)"
+    r"|(word_shape|word_pronunciation|emoji|byte_maps|normalizer)\.json|dict\.txt"
+)
 
 
-def list_auxiliary_files(source: Path) -> list[str]:
-    """List the auxiliary files of a model, relative to its folder."""
-    folders = [source, *(source / name for name in _TOKENIZER_FOLDERS)]
+def find_auxiliary_files(source: Path, *, tokenizer: Mapping[str, Path] | None = None) -> dict[str, Path]:
+    """Find the auxiliary files of a model.
+
+    Args:
+        source: Folder of the model.
+        tokenizer: Files of a tokenizer that replaces the model's tokenizer, by their path in the output. None or an
+            empty mapping keeps the model's tokenizer.
+
+    Returns:
+        Files by their path in the output.
+    """
     modules = _find_module_folders(source)
-    files = [file for folder in [*folders, *modules] for file in _list_files(folder)]
+    files = [file for folder in [*_tokenizer_folders(source), *modules] for file in _list_files(folder)]
     copied = [file for file in files if not _NOT_COPIED.fullmatch(file.name)]
     # The weights of these modules, such as a dense layer after the pooling, are not part of the merged transformer.
     copied += [file for file in files if file.parent in modules and file.name in _MODULE_WEIGHTS]
-    return [str(file.relative_to(source)) for file in copied]
+    if tokenizer:
+        copied = [file for file in copied if file.parent in modules or not _belongs_to_tokenizer(file, source)]
+    return {str(file.relative_to(source)): file for file in copied} | dict(tokenizer or {})
+
+
+def find_tokenizer_files(folder: Path) -> dict[str, Path]:
+    """Find the files of the tokenizer in a folder, by their path relative to the folder. Empty without a tokenizer."""
+    if not (folder / _TOKENIZER_CONFIG).is_file():
+        return {}
+    files = [file for part in _tokenizer_folders(folder) for file in _list_files(part)]
+    return {str(file.relative_to(folder)): file for file in files if _belongs_to_tokenizer(file, folder)}
+
+
+def _belongs_to_tokenizer(file: Path, folder: Path) -> bool:
+    if _NOT_COPIED.fullmatch(file.name):
+        return False
+    return file.parent != folder or _TOKENIZER_FILES.fullmatch(file.name) is not None
+
+
+def _tokenizer_folders(folder: Path) -> list[Path]:
+    return [folder, *(folder / name for name in _TOKENIZER_FOLDERS)]
 
 
 def _list_files(folder: Path) -> list[Path]:
@@ -62,31 +98,32 @@ def _read_config(folder: Path) -> Mapping[str, object]:
     return read_json_object(file) if file.is_file() else {}
 
 
-def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[str, bytes] | None = None) -> None:
+def copy_auxiliary_files(
+    files: Mapping[str, Path], output: OutputDir, *, changed: Mapping[str, bytes] | None = None
+) -> None:
     """Copy the auxiliary files of a model.
 
     Args:
-        source: Folder of the model.
+        files: Files by their path in the output, the result of `find_auxiliary_files`.
         output: Acquired folder.
         changed: File name -> content to write in place of a copy.
 
     Raises:
         InputError: A file is a link out of its folder.
     """
-    names = list_auxiliary_files(source)
-    for name in names:
-        file = source / name
+    for name, file in files.items():
+        source = file.parents[len(Path(name).parts) - 1]
         # Models are downloaded from strangers: a link could copy a private file of this machine into the output.
         if not is_directly_in(file, file.parent) or not file.parent.resolve().is_relative_to(source.resolve()):
             raise InputError(
                 f"{file} is a link to {file.resolve()}, outside its folder, and such links are "
                 "not copied: replace the link by a copy of the file, or remove the link"
             )
-    for name in names:
+    for name, file in files.items():
         target = output.folder / name
         target.parent.mkdir(exist_ok=True)
         if name in (changed or {}):
             write_bytes(target, (changed or {})[name])
             continue
-        with (source / name).open("rb") as read, replacing_file(target) as stream:
+        with file.open("rb") as read, replacing_file(target) as stream:
             shutil.copyfileobj(read, stream, _BLOCK_BYTES)

@@ -16,7 +16,7 @@ from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.completeness import validate_complete
 from ailora.adapter_io.lora_weights import LoraWeights
 from ailora.adapter_io.peft_config_file import validate_plain
-from ailora.checkpoints.auxiliary_files import copy_auxiliary_files, list_auxiliary_files
+from ailora.checkpoints.auxiliary_files import copy_auxiliary_files, find_auxiliary_files, find_tokenizer_files
 from ailora.checkpoints.checkpoint_writer import TensorTransform, list_shard_names, rewrite
 from ailora.checkpoints.modules_to_save import SavedTensors, find_saved_tensors
 from ailora.checkpoints.output_dir import OutputDir
@@ -62,7 +62,8 @@ def merge(
     """Write a checkpoint with `W + s B A` in place of every adapted weight, without loading the model.
 
     Sums are computed in float32, or in float64 if the weight or a factor has this dtype, and rounded once. All other
-    tensors are copied byte for byte, together with the tokenizer. The result loads with `from_pretrained`. Repeating an
+    tensors are copied byte for byte, together with the tokenizer: that of the base, or if the vocabulary was resized,
+    the one in the adapter's folder, if there is one. The result loads with `from_pretrained`. Repeating an
     interrupted call resumes.
 
     Args:
@@ -95,6 +96,10 @@ def merge(
     reads = [folder / name for name in (*list_shard_names(checkpoint), "config.json")]
     # `result.json` of the run holds the labels and the padding token for the merged configuration.
     reads += [*trained.files, *filter(None, [_find_result_file(trained)])]
+    # The tokenizer of the base lacks the tokens that were added before training.
+    tokenizer = find_tokenizer_files(trained.folder) if saved.vocabulary is not None else {}
+    reads += tokenizer.values()
+    auxiliary = find_auxiliary_files(folder, tokenizer=tokenizer)
     request = {
         "command": "merge",
         "base": str(folder),
@@ -107,11 +112,9 @@ def merge(
         name = str(torch_dtype).removeprefix("torch.")
         config = _replace_dtype(config, name) | {"dtype": name}
     output = OutputDir(out)
-    with output.acquire(
-        request, reads=reads, writes=[*list_auxiliary_files(folder), *list_shard_names(checkpoint)], force=force
-    ) as done:
+    with output.acquire(request, reads=reads, writes=[*auxiliary, *list_shard_names(checkpoint)], force=force) as done:
         if not done:
-            copy_auxiliary_files(folder, output, changed={"config.json": _format_config(config)})
+            copy_auxiliary_files(auxiliary, output, changed={"config.json": _format_config(config)})
             stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
             replaced = {stored_names.get(name, name): stored for name, stored in saved.tensors.items()}
             rewrite(checkpoint, output, transforms, dtype=torch_dtype, replaced=replaced)
