@@ -41,9 +41,9 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(base, tmp_path_factory.mktemp("adapter"))
 
 
-def on_residual_weights(base: Path, folder: Path) -> nn.Module:
+def on_residual_weights(base: Path, folder: Path, **options: object) -> nn.Module:
     """A model trained in the residual form, and its adapter as PEFT saves it while it trains."""
-    model = ailora.adapt(loaded(base), rank=4, form="residual")
+    model = ailora.adapt(loaded(base), **{"rank": 4, "form": "residual", **options})
     train(model, LLAMA, steps=3, rate=1e-2)
     model.save_pretrained(folder)
     get_metadata(model).write(folder)

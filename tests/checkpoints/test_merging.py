@@ -203,8 +203,9 @@ def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
         merge(str(tmp_path / "bert"), adapter, tmp_path / "none")
 
 
-def test_an_adapter_on_residual_weights_is_merged_into_them(base: Path, tmp_path: Path) -> None:
-    model = on_residual_weights(base, tmp_path / "adapter")
+@pytest.mark.parametrize("policy", ["ailora", {"query": "lora", "value": "minor"}], ids=["all", "value"])
+def test_an_adapter_on_residual_weights_is_merged_into_them(policy: Any, base: Path, tmp_path: Path) -> None:
+    model = on_residual_weights(base, tmp_path / "adapter", policy=policy)
     with torch.no_grad():
         expected = model(**LLAMA.inputs()).logits
     with pytest.raises(ailora.InputError, match="needs residual weights"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 
 import ailora
@@ -202,6 +203,34 @@ def test_an_adapter_on_residual_weights_does_not_belong_on_the_untouched_base(ba
     assert not verdict.passed
     assert "needs residual weights" in detail(verdict, "base weights")
     assert results(verdict)["anchor"] is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "residual"),
+    [("ailora", ("q_proj", "v_proj")), ({"query": "lora", "value": "minor"}, ("v_proj",))],
+    ids=["all", "value"],
+)
+def test_every_residual_weight_is_looked_at(policy: Any, residual: tuple[str, ...], base: Path, tmp_path: Path) -> None:
+    model = on_residual_weights(base, tmp_path / "adapter", policy=policy)
+    residual_base = LoraModel.unload(model.base_model)
+    residual_base.save_pretrained(tmp_path / "residual")
+    verdict = verify(tmp_path / "adapter", str(tmp_path / "residual"))
+    assert results(verdict)["base weights"] is None
+    assert detail(verdict, "base weights") == "residual weights have no fingerprint"
+    last = residual_base.model.layers[1].self_attn
+    for name in ("q_proj", "v_proj"):
+        weight = last.get_submodule(name).weight
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.copy_(loaded(base).model.layers[1].self_attn.get_submodule(name).weight)
+            # A weight that needs no residual differs from its fingerprint instead.
+            weight.add_(0 if name in residual else 1)
+        residual_base.save_pretrained(tmp_path / name)
+        verdict = verify(tmp_path / "adapter", str(tmp_path / name))
+        assert results(verdict)["base weights"] is False
+        assert f"layers.1.self_attn.{name} " in detail(verdict, "base weights")
+        with torch.no_grad():
+            weight.copy_(before)
 
 
 def test_what_nothing_speaks_for_does_not_pass(tmp_path: Path) -> None:

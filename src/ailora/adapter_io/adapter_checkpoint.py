@@ -95,6 +95,12 @@ class AdapterCheckpoint:
         plan = self.plan
         return plan is not None and plan.form is Form.RESIDUAL and not self.exported and not self.contains_anchor(plan)
 
+    def needs_residual_weight(self, module: str) -> bool:
+        """Return whether the adapter needs the residual weight of a module, because the module has an anchor."""
+        if self.plan is None or not self.targets_residual_base:
+            return False
+        return any(planned.init.needs_anchor for planned in self.plan.modules[module])
+
     def validate_untouched_base(self) -> None:
         """Refuse an adapter that needs residual weights.
 

@@ -197,10 +197,11 @@ def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> No
         return
     dtype = plan.modules[module][0].projection.dtype
     same = matches_fingerprint(weight, metadata.fingerprints[module], dtype)
-    # A matching weight is the original weight. Adding factors made for a residual weight would add the anchor twice.
-    if same:
-        adapter.validate_untouched_base()
-    if same is False and not adapter.targets_residual_base:
+    if adapter.needs_residual_weight(module):
+        # A matching weight is the original weight. Factors for a residual weight would add the anchor twice.
+        if same:
+            adapter.validate_untouched_base()
+    elif same is False:
         raise ModelError(
             f"{module}: the weight differs from the base of the adapter in {adapter.folder} ({metadata.base_model}); "
             "`ailora verify` shows details"

@@ -174,14 +174,15 @@ def _check_base_weights(
         expected = metadata.fingerprints.get(module)
         stored = read_tensor(weights[module].tensor)
         same = None if expected is None else matches_fingerprint(stored, expected, group[0].projection.dtype)
-        if trained.targets_residual_base:
+        if trained.needs_residual_weight(module):
             if same:
                 return Check(name, False, f"{module} has its original weight, but the adapter needs residual weights")
-            return Check(name, None, "residual weights have no fingerprint")
-        if same is False:
+        elif same is False:
             return Check(name, False, f"{module} differs from the weight for which the adapter was made")
         # None: the base is stored in a narrower dtype, and lacks bits of the weight behind the fingerprint.
         unknown += same is None
+    if trained.targets_residual_base:
+        return Check(name, None, "residual weights have no fingerprint")
     if unknown:
         return Check(
             name, None, f"{unknown} of {len(plan.modules)} cannot be compared: no fingerprint, or a different dtype"
