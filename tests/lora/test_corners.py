@@ -306,3 +306,18 @@ def test_an_empty_name_is_no_checkpoint_to_decompose() -> None:
 def test_a_path_is_named_like_a_string(tmp_path: Path) -> None:
     with pytest.raises(ailora.InputError, match=f"^model '{tmp_path}' has no config.json$"):
         load_on_meta(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_load_into_empty_factors_does_not_round_the_loads_after_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    """PEFT casts these factors to the dtype of the base, and afterwards only their parameters back."""
+    model = ailora.adapt(FAMILY.model().to(dtype), rank=4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_adapter(tmp_path, "default", low_cpu_mem_usage=True)
+    model.load_adapter(tmp_path, "default")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())

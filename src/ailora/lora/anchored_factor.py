@@ -34,6 +34,9 @@ class AnchoredFactor(PackedFactor):
         """Split a packed factor into the anchor and the delta."""
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
+        # With `low_cpu_mem_usage`, PEFT casts factors to the dtype of the base model, and then only parameters back. A
+        # buffer in half precision would round the anchor from the file.
+        self.anchor = self.anchor.to(self._exact_dtype)
         anchor, delta = self.unstack(self._as_anchor(weight))
         delta = delta.to(self.delta.dtype).clone(memory_format=torch.contiguous_format)
         return {
@@ -71,8 +74,14 @@ class AnchoredFactor(PackedFactor):
     def _full_delta(self) -> Tensor:
         return validate_unsharded(full_tensor(self.delta), self.anchor.shape)
 
+    @property
+    def _exact_dtype(self) -> torch.dtype:
+        """The finer of the dtypes of the anchor and the delta."""
+        return torch.promote_types(self.anchor.dtype, self.delta.dtype)
+
     def _as_anchor(self, weight: Tensor) -> Tensor:
-        return weight.to(self.anchor.dtype) if self.anchor.is_meta else weight.to(self.anchor)
+        device = weight.device if self.anchor.is_meta else self.anchor.device
+        return weight.to(device, self._exact_dtype)
 
 
 class AnchoredA(AnchoredFactor):
