@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import ailora
 from ailora.recipes import registry
+from ailora.recipes.causal_lm import CausalLMRecipe
 from ailora.recipes.config.language_config import EvaluationConfig
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.yaml_file import format_yaml
@@ -28,12 +29,18 @@ from ailora.recipes.data.readers import read_tables
 from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
 from ailora.recipes.evaluation.language_evaluation import Evaluator
 from ailora.recipes.evaluation.perplexity import Likelihood
+from ailora.recipes.evaluation.text_generation import build_generation_config
 from ailora.recipes.inference.text_generator import TextGenerator
 from ailora.recipes.run_folder import RunFolder
 from tests.recipes.language import CHAT_TEMPLATE, THINGS, tokenizer
 from tests.recipes.run_kills import run_process
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+#: Answers end with a token other than the end-of-text token, as in the templates of Gemma and Phi.
+TURN_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<system>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 #: What differs between two runs that are the same.
 TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
 
@@ -247,6 +254,11 @@ def test_weight_decay_pulls_toward_the_start(language_config: dict[str, Any], tm
         (["adapter={policy: full, learning_rates: {query: 2}}"], "remove adapter.learning_rates"),
         (["data.prompt='{question}'"], "names the column 'question', which is missing; the columns are mr, ref"),
         (["training.max_length=8"], "truncation to 8 tokens removes the completion"),
+        (["evaluation.generate={max_length: 9}"], "max_length also counts the prompt .* got 9; set max_new_tokens"),
+        (
+            ["evaluation.generate={max_length: 9, max_new_tokens: null}"],
+            "max_length also counts the prompt .* got 9; set max_new_tokens",
+        ),
         (
             ["evaluation.group_by=name"],
             "evaluation.group_by names the column 'name', which is missing; the columns are mr, ref",
@@ -287,6 +299,38 @@ def test_a_missing_chat_template_is_named(
     with pytest.raises(ailora.InputError, match=r"has no chat template, but data\.messages requires"):
         run(language_config)
     assert not (tmp_path / "run").exists()
+
+
+def test_answers_end_where_the_chat_template_ends_them(language_config: dict[str, Any], facts: dict[str, str]) -> None:
+    """Templates such as Gemma's end answers with a token that is not the end-of-text token, which is never trained."""
+    messages = [{"role": "user", "content": "{mr}"}, {"role": "assistant", "content": "{ref}"}]
+    language_config["data"] = {**facts, "messages": messages, "chat_template": TURN_TEMPLATE}
+    recipe = registry.make_recipe(load_config(language_config))
+    assert isinstance(recipe, CausalLMRecipe)
+    assert recipe.evaluator.generation is not None
+    end = recipe.tokenizer.convert_tokens_to_ids("<system>")
+    assert recipe.evaluator.generation.eos_token_id == [recipe.tokenizer.eos_token_id, end]
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "ends"),
+    [
+        (TURN_TEMPLATE, {}, ["</s>", "<system>"]),
+        (TURN_TEMPLATE, {"eos_token_id": 1}, ["<s>"]),
+        (CHAT_TEMPLATE, {}, ["</s>"]),
+        (TURN_TEMPLATE.replace("<system>", ""), {}, ["</s>"]),
+        ("{{ messages | length }}<system>", {}, ["</s>"]),
+        ("{{ raise_exception('only tools') }}", {}, ["</s>"]),
+    ],
+    ids=["end of turn", "configured", "end of text", "no end", "no answer", "error"],
+)
+def test_ends_of_completions(template: str, fields: dict[str, Any], ends: list[str]) -> None:
+    words = tokenizer()
+    words.chat_template = template
+    config = build_generation_config(fields, words, chat=True)
+    ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    assert words.convert_ids_to_tokens(ids) == ends
+    assert build_generation_config({}, words).eos_token_id == [words.eos_token_id]
 
 
 # --- using a run ---------------------------------------------------------------------------------------------------

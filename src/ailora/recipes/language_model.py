@@ -66,7 +66,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
             InputError: A field of `evaluation.generate` is invalid.
         """
         fields = self.config.evaluation.generate
-        generation = None if fields is None else build_generation_config(fields, self.tokenizer)
+        chat = getattr(self.config.data, "messages", None) is not None
+        generation = None if fields is None else build_generation_config(fields, self.tokenizer, chat=chat)
         batch_size = self.arguments.per_device_eval_batch_size
         if generation is not None:
             seq2seq = self.config.task_type is TaskType.SEQ_2_SEQ_LM

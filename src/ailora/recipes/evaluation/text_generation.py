@@ -32,6 +32,8 @@ _REMOTE_CODE_MODES = (
     GenerationMode.CONSTRAINED_BEAM_SEARCH,
 )
 
+#: Answer that marks the end of an answer in a formatted conversation.
+_ANSWER = "answer-7f3a"
 #: Hidden size assumed for models whose configuration has no `hidden_size`.
 _DEFAULT_HIDDEN_SIZE = 64
 #: Sizes of the toy models in `try_generation`.
@@ -44,12 +46,15 @@ _TOY_LLAMA: dict[str, Any] = {
 _TOY_T5: dict[str, Any] = {"d_model": 16, "d_kv": 16, "d_ff": 16, "num_layers": 1, "num_heads": 1}
 
 
-def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+def build_generation_config(
+    fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, chat: bool = False
+) -> GenerationConfig:
     """Build and validate a generation configuration. The defaults are greedy search and at most 128 new tokens.
 
     Args:
         fields: Fields of `transformers.GenerationConfig`.
         tokenizer: Tokenizer of the model; provides the default padding and end-of-text tokens.
+        chat: Whether prompts are conversations. Completions then also end where the chat template ends an answer.
 
     Returns:
         The configuration.
@@ -57,6 +62,25 @@ def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedToke
     Raises:
         InputError: A field is unknown, a value is invalid, or transformers would need code from the hub.
     """
+    _validate_fields(fields, tokenizer)
+    ends = [tokenizer.eos_token_id, *(_find_answer_end(tokenizer) if chat else [])]
+    special_ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": list(dict.fromkeys(ends))}
+    try:
+        config = GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special_ids, **fields})
+        # Without `strict`, settings that have no effect only cause a warning, such as a temperature without sampling.
+        config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"evaluation.generate: {_format_contradictions(error)}") from error
+    if (mode := config.get_generation_mode()) in _REMOTE_CODE_MODES:
+        raise InputError(
+            f"evaluation.generate: {mode.value.replace('_', ' ')} needs code from the hub, which ailora never runs; "
+            "expected greedy search, beam search or sampling"
+        )
+    return config
+
+
+def _validate_fields(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse fields that transformers would ignore, or would refuse only during generation."""
     allowed = sorted(key for key in GenerationConfig().to_dict() if key != "transformers_version")
     for key in fields:
         if key not in allowed:
@@ -82,19 +106,32 @@ def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedToke
             "evaluation.generate: return_dict_in_generate must be false, because only generated texts are used, "
             f"got {fields['return_dict_in_generate']}"
         )
-    special_ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    try:
-        config = GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special_ids, **fields})
-        # Without `strict`, settings that have no effect only cause a warning, such as a temperature without sampling.
-        config.validate(strict=True)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"evaluation.generate: {_format_contradictions(error)}") from error
-    if (mode := config.get_generation_mode()) in _REMOTE_CODE_MODES:
+    # With both, transformers silently ignores max_length. It also counts the prompt, which may be longer.
+    if fields.get("max_length") is not None:
         raise InputError(
-            f"evaluation.generate: {mode.value.replace('_', ' ')} needs code from the hub, which ailora never runs; "
-            "expected greedy search, beam search or sampling"
+            "evaluation.generate: max_length also counts the prompt of a causal model, and has no effect beside "
+            f"max_new_tokens, got {fields['max_length']!r}; set max_new_tokens instead"
         )
-    return config
+
+
+def _find_answer_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Find the token with which the chat template ends an answer, such as `<|im_end|>` or `<end_of_turn>`.
+
+    In many templates, this is not the tokenizer's end-of-text token, which the trained model then never generates.
+
+    Returns:
+        Id of the first added token after the answer. Empty if the template writes no such token, or if the template
+        fails on a question with an answer.
+    """
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    # A template can raise any exception. Rows on which it fails are refused when they are tokenized.
+    except Exception:
+        return []
+    _, answer, end = text.rpartition(_ANSWER)
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"] if answer else []
+    return [i for i in ids if i in tokenizer.added_tokens_decoder][:1]
 
 
 def _format_contradictions(error: Exception) -> str:

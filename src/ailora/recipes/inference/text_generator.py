@@ -89,7 +89,7 @@ class TextGenerator:
             raise InputError(
                 "the tokenizer has no chat template; omit --chat to complete the prompt without a template"
             )
-        config = build_generation_config(fields, tokenizer)
+        config = build_generation_config(fields, tokenizer, chat=chat)
         origins = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
         rows = [
             Row(origin, [{"role": "user", "content": prompt}] if chat else prompt, "", {})
