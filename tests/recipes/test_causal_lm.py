@@ -254,6 +254,11 @@ def test_weight_decay_pulls_toward_the_start(language_config: dict[str, Any], tm
         (["adapter={policy: full, learning_rates: {query: 2}}"], "remove adapter.learning_rates"),
         (["data.prompt='{question}'"], "names the column 'question', which is missing; the columns are mr, ref"),
         (["training.max_length=8"], "truncation to 8 tokens removes the completion"),
+        (["training={packing: true, max_length: 8}"], "truncation to 8 tokens removes the completion"),
+        (
+            ["data.prompt=null", "data.completion=null", "data.text='{ref}'", "training.completion_only_loss=true"],
+            "training.completion_only_loss requires data.prompt with data.completion, which are missing",
+        ),
         (["evaluation.generate={max_length: 9}"], "max_length also counts the prompt .* got 9; set max_new_tokens"),
         (
             ["evaluation.generate={max_length: 9, max_new_tokens: null}"],
@@ -331,6 +336,20 @@ def test_ends_of_completions(template: str, fields: dict[str, Any], ends: list[s
     ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     assert words.convert_ids_to_tokens(ids) == ends
     assert build_generation_config({}, words).eos_token_id == [words.eos_token_id]
+
+
+def test_packing_refuses_rows_whose_completions_do_not_fit(language_config: dict[str, Any], tmp_path: Path) -> None:
+    """Packing truncates a long row before it joins rows; other strategies split it and lose nothing."""
+    rows = [("a", "b"), ("red " * 20, "blue")]
+    path = tmp_path / "rows.csv"
+    path.write_text("mr,ref\n" + "".join(f"{mr},{ref}\n" for mr, ref in rows))
+    language_config["data"] |= {"train": str(path)}
+    packing = "training={packing: true, max_length: 16, packing_strategy: %s}"
+    with pytest.raises(ailora.InputError, match=r"rows\.csv:3: truncation to 16 tokens removes the completion"):
+        registry.make_recipe(load_config(language_config, [packing % "bfd"])).prepare()
+    for strategy in ("bfd_split", "wrapped"):
+        recipe = registry.make_recipe(load_config(language_config, [packing % strategy]))
+        assert max(map(len, recipe.datasets["train"]["input_ids"])) > 16
 
 
 # --- using a run ---------------------------------------------------------------------------------------------------

@@ -70,12 +70,16 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
         prepare_tokenizer(tokenizer, name=config.model, chat_template=config.data.chat_template, chat=chat)
         return tokenizer
 
+    @property
+    def _keeps_all_tokens(self) -> bool:
+        """Whether packing splits rows longer than a packed row, instead of truncating them."""
+        return self.arguments.packing and self.arguments.packing_strategy != "bfd"
+
     @cached_property
     def tokenization(self) -> Tokenization:
         return Tokenization(
             self.tokenizer,
-            # Packing itself truncates rows to the length of a packed row.
-            max_length=None if self.arguments.packing else self.arguments.max_length,
+            max_length=None if self._keeps_all_tokens else self.arguments.max_length,
             train_on_prompt=self.arguments.completion_only_loss is False,
             assistant_only_loss=self.config.training.get("assistant_only_loss", False),
         )
