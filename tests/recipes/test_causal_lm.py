@@ -352,6 +352,14 @@ def test_packing_refuses_rows_whose_completions_do_not_fit(language_config: dict
         assert max(map(len, recipe.datasets["train"]["input_ids"])) > 16
 
 
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated:FutureWarning")
+def test_label_smoothing_changes_the_training_only(language_config: dict[str, Any]) -> None:
+    """Losses of evaluations are those of the labels, as in the result."""
+    language_config |= {"evaluation": {}}
+    result = run(language_config, "training.label_smoothing_factor=0.2")
+    assert result["history"][-1]["loss"] == pytest.approx(result["metrics"]["validation"]["loss"], abs=0.02)
+
+
 # --- using a run ---------------------------------------------------------------------------------------------------
 
 

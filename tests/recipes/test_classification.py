@@ -127,6 +127,14 @@ def test_methods_share_head_order_and_dropout(config: dict[str, Any], tmp_path: 
     assert len(logs) == 1
 
 
+def test_label_smoothing_changes_the_training_only(config: dict[str, Any], tmp_path: Path) -> None:
+    """The losses of evaluations, of the result and of `ailora evaluate` are those of the labels."""
+    result = run(config, "training.label_smoothing_factor=0.5", "training.eval_steps=12")
+    scores = result["metrics"]["validation"]
+    assert result["history"][-1]["loss"] == pytest.approx(scores["loss"], abs=1e-5)
+    assert load_run(tmp_path / "run").evaluate() == pytest.approx(scores, abs=1e-5)
+
+
 def test_seeds_change_head_and_order(config: dict[str, Any], tmp_path: Path) -> None:
     config["data"]["max_train_samples"] = 32
     losses = [run(config, f"training.seed={s}", f"output={tmp_path / str(s)}")["metrics"] for s in (0, 1)]

@@ -211,6 +211,12 @@ def test_what_is_wrong_is_named(override: str, message: str) -> None:
         load_config(minimal(), [override])
 
 
+def test_label_smoothing_of_a_regression_is_refused() -> None:
+    message = "training.label_smoothing_factor applies to classes, not to the numbers of a regression"
+    with pytest.raises(ailora.InputError, match=message):
+        load_config(minimal(), ["metric=pearson", "training.label_smoothing_factor=0.1"])
+
+
 def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:
     raw = minimal()
     del raw["model"]

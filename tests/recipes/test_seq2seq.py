@@ -64,6 +64,15 @@ def test_the_loss_is_that_of_the_stock_model(seq2seq_config: dict[str, Any], tmp
     assert total / count == pytest.approx(result["metrics"]["validation"]["loss"], rel=1e-4)
 
 
+def test_label_smoothing_changes_the_training_only(seq2seq_config: dict[str, Any]) -> None:
+    """The decoder still reads the labels, and losses of evaluations are those of the labels."""
+    seq2seq_config |= {"evaluation": {}}
+    result = run(seq2seq_config, "training.label_smoothing_factor=0.2", "training.max_steps=6", "training.eval_steps=3")
+    losses = [record["loss"] for record in result["history"]]
+    assert losses[-1] < losses[0]
+    assert losses[-1] == pytest.approx(result["metrics"]["validation"]["loss"], abs=0.02)
+
+
 def test_a_causal_model_is_refused(seq2seq_config: dict[str, Any], tiny_llama: str, tmp_path: Path) -> None:
     with pytest.raises(
         ailora.InputError,

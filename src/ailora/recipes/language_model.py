@@ -144,8 +144,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         quantization = build_quantization_config(self.config)
         return load_language_model(path, self.tokenizer, self.config.task_type, quantization=quantization)
 
-    def make_collator(self) -> DataCollatorForSeq2Seq | None:
-        """Build the data collator of the trainer; None for the trainer's default."""
+    def make_collator(self, model: Model) -> DataCollatorForSeq2Seq | None:  # noqa: ARG002
+        """Build the data collator of a model's trainer; None for the trainer's default."""
         return None
 
     def make_trainer(self, model: Model, arguments: TrainingArguments) -> AdapterTrainer:
@@ -156,7 +156,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
             train_dataset=self.datasets["train"],
             eval_dataset=self.datasets["validation"],
             processing_class=self.tokenizer,
-            data_collator=self.make_collator(),
+            data_collator=self.make_collator(model),
         )
 
     def before_training(self, model: Model) -> None:

@@ -15,6 +15,7 @@ from ailora.recipes.data.language_rows import Row, Rows
 from ailora.recipes.data.tokenize_language import Tokenization, to_dataset
 from ailora.recipes.language_model import LanguageRecipe
 from ailora.recipes.position_limits import count_tokens
+from ailora.recipes.recipe import Model
 from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
@@ -68,5 +69,7 @@ class Seq2SeqRecipe(LanguageRecipe[Seq2SeqConfig]):
         data = self.config.data
         return Seq2SeqTokenization(self.tokenizer, data.max_length, max_completion_length=data.max_completion_length)
 
-    def make_collator(self) -> DataCollatorForSeq2Seq:
-        return DataCollatorForSeq2Seq(self.tokenizer)
+    def make_collator(self, model: Model) -> DataCollatorForSeq2Seq:
+        # With label smoothing, the Trainer withholds the labels from the model, which then cannot derive the inputs of
+        # its decoder. With `model`, the collator derives them.
+        return DataCollatorForSeq2Seq(self.tokenizer, model=model if self.arguments.label_smoothing_factor else None)

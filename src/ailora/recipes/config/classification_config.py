@@ -62,6 +62,11 @@ class ClassificationConfig(RunConfig, frozen=True):
     def check(self) -> None:
         _validate_metrics(self.metrics)
         _validate_columns(self.data)
+        if self.regression and self.training.get("label_smoothing_factor"):
+            raise InputError(
+                "training.label_smoothing_factor applies to classes, not to the numbers of a regression; remove "
+                "training.label_smoothing_factor"
+            )
 
 
 def _validate_metrics(metrics: tuple[str, ...]) -> None:

@@ -37,6 +37,14 @@ class AdapterTrainer(Trainer):
         self.step_loss = self.step_loss.to(loss.device) + loss
         return loss
 
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate without label smoothing, so that the losses equal those of `ailora evaluate`."""
+        smoother, self.label_smoother = self.label_smoother, None
+        try:
+            return super().prediction_step(*args, **kwargs)
+        finally:
+            self.label_smoother = smoother
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         names = super().get_decay_parameter_names(model)
         # In the residual form, the factors contain a part of the base weight, and weight decay would shrink this part.
