@@ -558,11 +558,13 @@ def test_a_stock_file_that_lacks_a_targeted_layer_is_refused(base: Path, tmp_pat
         export(tmp_path / "adapter", tmp_path / "out")
 
 
-def test_labels_and_padding_of_a_classifier_go_into_the_merged_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("base_padding", [None, 0])
+def test_labels_and_padding_of_a_classifier_go_into_the_merged_model(tmp_path: Path, base_padding: int | None) -> None:
+    """A classifier reads the last token other than padding, so the base's own padding token would change its scores."""
     from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    LlamaModel(LlamaConfig(**sizes, vocab_size=64)).save_pretrained(tmp_path / "base")
+    LlamaModel(LlamaConfig(**sizes, vocab_size=64, pad_token_id=base_padding)).save_pretrained(tmp_path / "base")
     names = {0: "dislike", 1: "like", 2: "neither"}
     model = LlamaForSequenceClassification.from_pretrained(
         tmp_path / "base", num_labels=3, id2label=names, label2id={name: i for i, name in names.items()}

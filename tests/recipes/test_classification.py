@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import transformers as tf
 from peft import PeftModelForSequenceClassification
 from safetensors.torch import load_file
 
@@ -24,6 +27,8 @@ from ailora.recipes.data.classification_rows import Examples
 from ailora.recipes.data.labels import Labels
 from ailora.recipes.evaluation.predictions import Predictions
 from ailora.recipes.registry import load_run
+from ailora.recipes.task_models import load_classifier, load_tokenizer
+from tests.recipes.conftest import SIZES
 from tests.recipes.run_kills import run_process
 
 TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
@@ -133,6 +138,30 @@ def test_label_smoothing_changes_the_training_only(config: dict[str, Any], tmp_p
     scores = result["metrics"]["validation"]
     assert result["history"][-1]["loss"] == pytest.approx(scores["loss"], abs=1e-5)
     assert load_run(tmp_path / "run").evaluate() == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("stale", [None, 5])
+def test_scores_of_a_causal_classifier_do_not_depend_on_padding(
+    tiny_llama: str, tmp_path: Path, stale: int | None
+) -> None:
+    """The model reads the last token other than padding; its configuration may name a token that is not the padding."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "llama"))
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": stale}))
+    tokenizer = load_tokenizer(str(folder))
+    model = load_classifier(str(folder), Labels(("a", "b")), tokenizer).eval()
+    texts = ["The car", "The car in the garden is red."]
+    alone, padded = (
+        model(**tokenizer(batch, padding=True, return_tensors="pt")).logits for batch in (texts[:1], texts)
+    )
+    assert torch.allclose(alone[0], padded[0], atol=1e-5)
+
+
+def test_positions_counted_from_the_padding_token_keep_it(tiny_llama: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    config = tf.RobertaConfig(**SIZES, vocab_size=len(tokenizer), pad_token_id=1)
+    tf.RobertaModel(config).save_pretrained(tmp_path / "roberta")
+    assert load_classifier(str(tmp_path / "roberta"), Labels(("a", "b")), tokenizer).config.pad_token_id == 1
 
 
 def test_seeds_change_head_and_order(config: dict[str, Any], tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from ailora.errors import InputError, ModelError
 from ailora.formatting import truncate
 from ailora.library_versions import library_versions
 from ailora.plain_data import read_json_object
+from ailora.plan.task_type import get_task
 from ailora.safetensors_io import Checkpoint, parse_dtype, read_tensor
 from ailora.weights.base_weight import matches_fingerprint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
@@ -219,9 +220,9 @@ def _adapted_config(
         config["label2id"] = {label: i for i, label in enumerate(labels)}
         # transformers derives the number of labels from `id2label`.
         config.pop("num_labels", None)
-    if task.pad_token_id is not None:
-        _set_where_missing(config, "pad_token_id", task.pad_token_id)
     text_config = config.get("text_config")
+    if task.pad_token_id is not None:
+        _set_padding_token(config, task.pad_token_id, is_classifier=get_task(adapter.task_type).predicts_classes)
     for part in [config, text_config] if isinstance(text_config, dict) else [config]:
         if saved.vocabulary is not None and (part is text_config or not text_config or "vocab_size" in part):
             part["vocab_size"] = saved.vocabulary
@@ -291,9 +292,22 @@ def _format_config(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def _set_where_missing(config: dict[str, Any], key: str, value: object) -> None:
-    if config.get(key) is None and (config.get("text_config") or {}).get(key) is None:
-        config[key] = value
+def _set_padding_token(config: dict[str, Any], token_id: int, *, is_classifier: bool) -> None:
+    """Set the padding token of training in a configuration.
+
+    Args:
+        config: Configuration of the merged model, changed in place.
+        token_id: Padding token of training.
+        is_classifier: Whether the model classifies by the last token other than padding. A padding token of the base
+            that differs from that of training would then change its scores. In other models, the base's token stays.
+    """
+    parts = [config, *([config["text_config"]] if isinstance(config.get("text_config"), dict) else [])]
+    present = [part for part in parts if part.get("pad_token_id") is not None]
+    if not present:
+        config["pad_token_id"] = token_id
+    elif is_classifier:
+        for part in present:
+            part["pad_token_id"] = token_id
 
 
 def _replace_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

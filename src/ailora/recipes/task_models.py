@@ -67,7 +67,7 @@ def load_classifier(
     Args:
         path: Folder or hub id.
         labels: Labels of the task.
-        tokenizer: Tokenizer of the model. Its padding token is set on a model that has no padding token.
+        tokenizer: Tokenizer of the model, which pads the rows. Its padding token is set on the model.
         quantization: Quantization of the weights on loading.
 
     Returns:
@@ -83,10 +83,19 @@ def load_classifier(
         options["id2label"] = dict(enumerate(labels.names))
         options["label2id"] = {name: i for i, name in enumerate(labels.names)}
     model = _load(TaskType.SEQ_CLS, path, quantization, **options)
-    # Without a padding token, a causal model cannot find the last token of a padded row, and refuses batches.
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    _set_padding_token(model, tokenizer)
     return model
+
+
+def _set_padding_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set the padding token of a classifier to that of the tokenizer."""
+    # A causal model classifies a row by its last token other than padding. With a different padding token (None, or the
+    # 0 of many Llamas whose tokenizers have none), it would read padding as text, and scores would depend on the batch.
+    # Models such as RoBERTa count positions from their own padding token, and do not search for the last token.
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    if all(getattr(table, "padding_idx", None) is None for table in tables):
+        for config in (model.config, model.config.get_text_config()):
+            config.pad_token_id = tokenizer.pad_token_id
 
 
 def load_language_model(
