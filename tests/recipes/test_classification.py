@@ -164,6 +164,16 @@ def test_positions_counted_from_the_padding_token_keep_it(tiny_llama: str, tmp_p
     assert load_classifier(str(tmp_path / "roberta"), Labels(("a", "b")), tokenizer).config.pad_token_id == 1
 
 
+def test_a_sample_keeps_the_classes_of_all_rows(config: dict[str, Any], tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.tsv").write_text("sentence\tlabel\n" + "".join(f"word\t{i % 20}\n" for i in range(100)))
+    paths = {split: str(tmp_path / f"{split}.tsv") for split in ("train", "validation")}
+    config["data"] = {**paths, "text": ["sentence"], "max_train_samples": 10}
+    recipe = ClassificationRecipe(load_config(config))
+    assert recipe.labels.names == tuple(map(str, range(20)))
+    assert [len(recipe.encoded_labels[split]) for split in paths] == [10, 100]
+
+
 def test_seeds_change_head_and_order(config: dict[str, Any], tmp_path: Path) -> None:
     config["data"]["max_train_samples"] = 32
     losses = [run(config, f"training.seed={s}", f"output={tmp_path / str(s)}")["metrics"] for s in (0, 1)]

@@ -18,7 +18,7 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedMode
 from ailora.errors import InputError
 from ailora.recipes.config.quantization import build_quantization_config
 from ailora.recipes.config.schema import ClassificationConfig
-from ailora.recipes.data.classification_rows import Examples, load_examples, to_examples
+from ailora.recipes.data.classification_rows import Examples, load_all_examples, load_examples, to_examples
 from ailora.recipes.data.labels import Labels
 from ailora.recipes.data.readers import Table, read_tables
 from ailora.recipes.data.tokenize_pairs import tokenize, validate_max_length
@@ -38,16 +38,22 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
     result_keys: ClassVar[Mapping[str, Callable[[object], object]]] = {"labels": Labels.from_result}
 
     @cached_property
+    def rows(self) -> dict[str, Examples]:
+        """Examples of each split, before sampling."""
+        return {split: load_all_examples(self.config.data, split) for split in self.config.data.splits}
+
+    @cached_property
     def examples(self) -> dict[str, Examples]:
         """Examples of each split."""
-        return {split: load_examples(self.config.data, split) for split in self.config.data.splits}
+        return {split: rows.sample(self.config.data.max_samples(split)) for split, rows in self.rows.items()}
 
     @cached_property
     def labels(self) -> Labels:
-        """Labels of the training data; for a finished run, the labels in its result."""
+        """Labels of all training rows; for a finished run, the labels in its result."""
         if self.result is not None:
             return Labels.from_result(self.result["labels"])
-        train = self.examples["train"]
+        # A sample may lack a rare class, which the other splits contain.
+        train = self.rows["train"]
         return Labels.from_values(train.labels or [], train.origins, regression=self.config.regression)
 
     @cached_property

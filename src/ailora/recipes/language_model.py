@@ -84,7 +84,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
         evaluator, data = self.evaluator, self.config.data
-        rows = {s: rows.sample(getattr(data, f"max_{s}_samples", None)) for s, rows in self.rows.items()}
+        rows = {s: rows.sample(data.max_samples(s)) for s, rows in self.rows.items()}
         train = self._tokenize(rows["train"], self.count_positions)
         self.position_limits.warn_beyond_context(self.count_positions(train), key=self.length_key)
         datasets = {"train": train} | {split: self._tokenize(rows[split]) for split in data.splits[1:]}

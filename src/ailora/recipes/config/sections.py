@@ -128,6 +128,10 @@ class DataSource(Section, frozen=True):
         """Names of the columns read by the recipe."""
         return set()
 
+    def max_samples(self, split: str) -> int | None:
+        """Return the number of rows to sample from a split; None for all rows."""
+        return {"train": self.max_train_samples, "validation": self.max_validation_samples}.get(split)
+
 
 class RunConfig(Section, frozen=True):
     """Configuration of a run, with the keys shared by all recipes.

@@ -52,6 +52,12 @@ class Examples:
             raise InputError(f"{self.origins[0]}: the data have no labels")
         return [labels.encode(value, origin) for value, origin in zip(self.labels, self.origins, strict=True)]
 
+    def sample(self, limit: int | None) -> Examples:
+        """Return a sample of at most `limit` rows, the same in every run; all rows if `limit` is None."""
+        indices = sample_indices(len(self.texts), limit)
+        labels = self.labels and [self.labels[i] for i in indices]
+        return Examples([self.texts[i] for i in indices], labels, [self.origins[i] for i in indices])
+
 
 def load_examples(data: DataConfig, split: str) -> Examples:
     """Load the examples of a split.
@@ -66,10 +72,12 @@ def load_examples(data: DataConfig, split: str) -> Examples:
     Raises:
         InputError: The data are missing or invalid, lack a column, or hold a row without text or label.
     """
-    examples = to_examples(read_split(data, split), data)
-    indices = sample_indices(len(examples.texts), getattr(data, f"max_{split}_samples", None))
-    labels = examples.labels and [examples.labels[i] for i in indices]
-    return Examples([examples.texts[i] for i in indices], labels, [examples.origins[i] for i in indices])
+    return load_all_examples(data, split).sample(data.max_samples(split))
+
+
+def load_all_examples(data: DataConfig, split: str) -> Examples:
+    """Load the examples of a split before sampling. See `load_examples`."""
+    return to_examples(read_split(data, split), data)
 
 
 def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Table:
