@@ -12,7 +12,7 @@ import pytest
 
 import ailora
 from ailora.recipes.config.schema import DataConfig
-from ailora.recipes.data.classification_rows import load_examples
+from ailora.recipes.data.classification_rows import load_examples, warn_shared_sources
 from ailora.recipes.data.labels import Labels
 from ailora.recipes.data.readers import read_tables
 from ailora.recipes.evaluation.classification_metrics import METRICS
@@ -196,6 +196,23 @@ def test_the_cut_is_the_same_every_time_and_keeps_the_order(tmp_path: Path) -> N
     assert len(kept) == 10
     assert kept == sorted(kept) != list(range(10))
     assert len(load_examples(data(path, max_train_samples=10), "validation").texts) == 50
+
+
+def test_training_data_in_other_splits_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, "d.tsv", "sentence\tlabel\na\t1\n")
+    (tmp_path / "link.tsv").symlink_to(path)
+    warn_shared_sources(data(path, validation="other.tsv", test=["other.tsv", str(tmp_path / "link.tsv")]))
+    assert caplog.messages == [
+        f"data.test and data.train both name {path}: scores on rows of the training data do not show how well the "
+        "model generalizes"
+    ]
+    caplog.clear()
+    split = {"train": "train", "validation": "train[:10%]", "test": "train"}
+    warn_shared_sources(data(path, dataset="glue", **split))
+    assert [message.partition(":")[0] for message in caplog.messages] == ["data.test and data.train both name train"]
+    caplog.clear()
+    warn_shared_sources(data(path, validation="other.tsv"))
+    assert not caplog.messages
 
 
 def test_two_text_columns(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from ailora.model_loading import load_on_meta
 from ailora.recipes.config.schema import RunConfig
+from ailora.recipes.data.classification_rows import warn_shared_sources
 from ailora.recipes.position_limits import PositionLimits
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.task_models import load_tokenizer
@@ -98,6 +99,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
             InputError: Arguments or data are invalid.
         """
         _ = self.arguments, self.datasets
+        warn_shared_sources(self.config.data)
 
     @abstractmethod
     def read_files(self) -> None:

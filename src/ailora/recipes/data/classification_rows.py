@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from ailora.recipes.config.schema import DataConfig, DataSource
 from ailora.recipes.data.labels import Labels, is_missing
 from ailora.recipes.data.readers import Table, read_tables
 
+_LOG = logging.getLogger("ailora")
 #: Independent of the run's seed, so that all methods and seeds use the same rows.
 _SAMPLE_SEED = 20251008
 
@@ -78,6 +81,26 @@ def load_examples(data: DataConfig, split: str) -> Examples:
 def load_all_examples(data: DataConfig, split: str) -> Examples:
     """Load the examples of a split before sampling. See `load_examples`."""
     return to_examples(read_split(data, split), data)
+
+
+def warn_shared_sources(data: DataSource) -> None:
+    """Warn if a split for evaluation names a file, or a split of the data set, that is also training data."""
+    trained = _name_sources(data, "train")
+    for split in data.splits[1:]:
+        if shared := sorted(trained & _name_sources(data, split)):
+            _LOG.warning(
+                "data.%s and data.train both name %s: scores on rows of the training data do not show how well the "
+                "model generalizes",
+                split,
+                ", ".join(shared),
+            )
+
+
+def _name_sources(data: DataSource, split: str) -> set[str]:
+    """Return the files of a split, without symbolic links, or the name of a data set's split."""
+    source = getattr(data, split)
+    names = [source] if isinstance(source, str) else source
+    return set(names) if data.dataset is not None else {os.path.realpath(name) for name in names}
 
 
 def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Table:
