@@ -237,6 +237,18 @@ def test_texts_of_a_file_without_a_header_keep_the_order_of_the_columns(config: 
     assert (table.column("a"), table.column("b")) == (["first"], ["second"])
 
 
+def test_an_invalid_line_of_a_file_without_a_header_is_named(config: dict[str, Any], tmp_path: Path) -> None:
+    """The file may have all columns or the text columns only: both readings fail, at different lines."""
+    config["data"] |= {"columns": ["sentence", "label"]}
+    recipe = ClassificationRecipe(load_config(config))
+    (tmp_path / "in.tsv").write_text("first\t0\nsecond\tthird\t1\n")
+    message = r"in\.tsv:2: 3 fields .* expected 2: .*; with only the text columns: .*in\.tsv:1: 2 fields"
+    with pytest.raises(ailora.InputError, match=message):
+        recipe._read_input(str(tmp_path / "in.tsv"))
+    with pytest.raises(ailora.InputError, match=r"nowhere\.tsv: no such file$"):
+        recipe._read_input(str(tmp_path / "nowhere.tsv"))
+
+
 def test_scores_of_a_model_in_half_precision_are_probabilities() -> None:
     logits = np.linspace(0, 4, 2000, dtype=np.float16)[None]
     labels = Labels(tuple(f"{i:04}" for i in range(2000)))
@@ -284,6 +296,7 @@ def test_a_damaged_adapter_is_named(config: dict[str, Any], tmp_path: Path) -> N
         ("data.train=nowhere.tsv", "no such file"),
         ("data.label=gold", "no column 'gold'"),
         ("metric=pearson", "label must be a finite number for regression"),
+        ("data.columns=[sentence, label]", r"train\.tsv:1: the line equals data\.columns; remove data\.columns"),
         ("adapter.rank=64", "rank must be .* from 1 to 32, got 64"),
         ("model=./nowhere", "is not a folder"),
         ("training.eval_strategy=sometimes", "training.*sometimes"),

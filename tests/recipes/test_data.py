@@ -57,6 +57,13 @@ def test_files_without_a_header(tmp_path: Path) -> None:
     assert table.origins[1].endswith("d.tsv:2")
 
 
+def test_a_header_despite_configured_columns_is_refused(tmp_path: Path) -> None:
+    """Read as a row, it would be a text with a class of its own."""
+    path = write(tmp_path, "d.csv", "sentence,label\na,1\n")
+    with pytest.raises(ailora.InputError, match=r"d\.csv:1: the line equals data\.columns; remove data\.columns"):
+        read_tables(path, ["sentence", "label"])
+
+
 def test_lists_of_files_are_joined(tmp_path: Path) -> None:
     names = files(tmp_path)
     assert read_tables([names["tsv"], names["csv"]]).rows == ROWS + ROWS

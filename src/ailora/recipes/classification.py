@@ -152,11 +152,17 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         columns, texts = self.config.data.columns, self.config.data.text
         try:
             return read_tables(input_file, columns, named=texts)
-        except InputError:
+        except InputError as error:
             if columns is None:
                 raise
             # Without the other columns, the text columns keep their order in the file, which `data.text` may change.
-            return read_tables(input_file, [name for name in columns if name in texts], named=texts)
+            text_columns = [name for name in columns if name in texts]
+            try:
+                return read_tables(input_file, text_columns, named=texts)
+            except InputError as text_error:
+                if str(error) == str(text_error):
+                    raise
+                raise InputError(f"{error}; with only the text columns: {text_error}") from None
 
     def _predict_dataset(self, load: Callable[[], Model], dataset: Dataset) -> Predictions:
         training = self.config.training

@@ -161,6 +161,12 @@ def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | N
                     f"{file}:{reader.line_num}: {len(fields)} fields separated by {kind}, expected {len(header)}: "
                     + ", ".join(header)
                 )
+            elif columns and not rows and tuple(fields) == header:
+                # Read as a row, the header line would add a class, or a text to learn.
+                raise InputError(
+                    f"{file}:{reader.line_num}: the line equals data.columns; remove data.columns, because the file "
+                    "has a header"
+                )
             else:
                 rows.append(tuple(fields))
                 # A quoted field may span lines, so the origin is the last line of the row.
