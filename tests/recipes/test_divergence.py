@@ -47,6 +47,9 @@ def test_who_wants_to_trains_on_and_reads_it_in_the_log(config: dict[str, Any], 
     overrides = [*SMALL, "training.learning_rate=1e30", "training.max_steps=3", "on_nonfinite=continue"]
     result = registry.run(load_config(config, overrides))
     assert math.isnan(result["metrics"]["validation"]["loss"])
+    # NaN in all logits is no vote for the first class.
+    assert math.isnan(result["metrics"]["validation"]["accuracy"])
+    assert math.isnan(result["history"][-1]["accuracy"])
     run = tmp_path / "run"
     log = [strict_json(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [record["loss"] for record in log][1:] == ["NaN", "NaN"]

@@ -22,8 +22,7 @@ from ailora.recipes.data.classification_rows import Examples, load_all_examples,
 from ailora.recipes.data.labels import Labels
 from ailora.recipes.data.readers import Table, read_tables
 from ailora.recipes.data.tokenize_pairs import tokenize, validate_max_length
-from ailora.recipes.evaluation.classification_metrics import compute_metrics
-from ailora.recipes.evaluation.predictions import Predictions, extract_logits, order_by_length, predict_labels
+from ailora.recipes.evaluation.predictions import Predictions, extract_logits, order_by_length, score_logits
 from ailora.recipes.evaluation.table_file import encode_frame, write_frame
 from ailora.recipes.position_limits import count_tokens
 from ailora.recipes.recipe import Evaluation, Model, Recipe
@@ -142,10 +141,8 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         return dataset if encoded is None else dataset.add_column("labels", encoded)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        predicted = predict_labels(extract_logits(prediction.predictions), self.labels)
-        return compute_metrics(
-            self.config.metrics, np.asarray(prediction.label_ids), predicted, classes=self.labels.num_labels
-        )
+        logits, encoded = extract_logits(prediction.predictions), np.asarray(prediction.label_ids)
+        return score_logits(self.config.metrics, self.labels, logits, encoded)
 
     def _read_input(self, input_file: str) -> Table:
         """Read a file for prediction. A file without a header has all columns of the data, or only the text columns."""

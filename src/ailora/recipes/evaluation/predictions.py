@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +59,7 @@ class Predictions:
             Metrics by name, and `loss` if it was computed.
         """
         loss = {} if self.loss is None else {"loss": self.loss}
-        return loss | compute_metrics(
-            metrics, np.asarray(encoded), predict_labels(self.logits, labels), classes=labels.num_labels
-        )
+        return loss | score_logits(metrics, labels, self.logits, np.asarray(encoded))
 
     def to_frame(self, labels: Labels, examples: Examples) -> pd.DataFrame:
         """Build a table with a row for each example.
@@ -96,6 +95,24 @@ def extract_logits(outputs: object) -> np.ndarray:
     """Extract the logits from a model's outputs."""
     # Encoder-decoders such as BART return a tuple with hidden states after the logits.
     return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+
+
+def score_logits(metrics: tuple[str, ...], labels: Labels, logits: np.ndarray, encoded: np.ndarray) -> dict[str, float]:
+    """Score logits against labels.
+
+    Args:
+        metrics: Names of metrics.
+        labels: Labels of the task.
+        logits: Logits (rows, classes), or predicted numbers (rows, 1) for regression.
+        encoded: Label of each row: class ids (rows,), or numbers (rows,) for regression.
+
+    Returns:
+        Metrics by name; all NaN if a logit is not finite, as after a diverged training.
+    """
+    # NaN is the maximum of a row, so such a row would count as a prediction of the first class.
+    if not np.isfinite(logits).all():
+        return dict.fromkeys(metrics, math.nan)
+    return compute_metrics(metrics, encoded, predict_labels(logits, labels), classes=labels.num_labels)
 
 
 def predict_labels(logits: np.ndarray, labels: Labels) -> np.ndarray:
