@@ -50,7 +50,7 @@ def lines(folder: Path) -> dict[str, list[str]]:
         "import transformers": ["-c", "import transformers"],
         "transformers builds the model": ["-c", _BUILD.format(folder=model)],
         "import peft, transformers": ["-c", _PEFT],
-    } | {f"ailora {name}": ["-m", "ailora.cli", *arguments] for name, arguments in commands.items()}
+    } | {f"ailora {name}": ["-m", "ailora", *arguments] for name, arguments in commands.items()}
 
 
 def measure(command: list[str]) -> tuple[float, float]:

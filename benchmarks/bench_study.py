@@ -95,7 +95,7 @@ def measure_status(trials: int) -> dict[str, Any]:
         )
         storage.close()
         create_or_load_study(config)[0].close()
-        command = [sys.executable, "-m", "ailora.cli", "study", "status", str(file)]
+        command = [sys.executable, "-m", "ailora", "study", "status", str(file)]
         seconds = []
         for _ in range(3):
             begun = time.perf_counter()

@@ -83,10 +83,12 @@ def test_processes_of_a_script_do_not_look_into_the_current_folder(script: str, 
 
 
 @pytest.mark.ci
-def test_a_launchers_process_does_not_look_into_the_current_folder(hostile: Path) -> None:
-    """`python -m ailora.cli` with the variable that the documentation gives."""
-    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": SOURCE}
-    command = [sys.executable, "-m", "ailora.cli", "cache", "show"]
+@pytest.mark.parametrize("safe", [{}, {"PYTHONSAFEPATH": "1"}], ids=["as it is", "as documented"])
+def test_a_launchers_process_does_not_look_into_the_current_folder(hostile: Path, safe: dict[str, str]) -> None:
+    """`python -m ailora`, without and with the variable that the documentation gives to launchers."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    environment |= {"PYTHONPATH": SOURCE, **safe}
+    command = [sys.executable, "-m", "ailora", "cache", "show"]
     made = subprocess.run(command, cwd=hostile, env=environment, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     assert not (hostile / "ran").exists()

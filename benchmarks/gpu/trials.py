@@ -86,7 +86,7 @@ def start_study(study: Study, folder: Path, overrides: tuple[str, ...]) -> Study
     name = f"{study.file}-{study.scale}"
     output = folder / name
     file = ROOT / "examples" / "paper" / f"{study.file}.yaml"
-    command = [sys.executable, "-m", "ailora.cli", "study", "run", str(file), f"output={output}", *overrides]
+    command = [sys.executable, "-m", "ailora", "study", "run", str(file), f"output={output}", *overrides]
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "--scale", study.scale, "--workers", str(study.workers)],

@@ -17,7 +17,7 @@ import ray
 @ray.remote(num_gpus=1, max_retries=-1)
 def work(storage: str, name: str) -> None:
     """One worker; Ray starts it again when its machine dies."""
-    subprocess.run([sys.executable, "-m", "ailora.cli", "study", "work", storage, name], check=True)
+    subprocess.run([sys.executable, "-m", "ailora", "study", "work", storage, name], check=True)
 
 
 if __name__ == "__main__":

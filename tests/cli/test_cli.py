@@ -55,9 +55,14 @@ def test_the_version_is_printed() -> None:
     assert ailora("--version").stdout == f"ailora {__version__}\n"
 
 
-def test_help_is_instant() -> None:
+@pytest.mark.parametrize(
+    "start",
+    ["from ailora.cli import main; main()", "import runpy; runpy.run_module('ailora', run_name='__main__')"],
+    ids=["ailora", "python -m ailora"],
+)
+def test_help_is_instant(start: str) -> None:
     """Help does not import torch: that makes it instant, and unlike a time it does not depend on the machine."""
-    script = "import sys; sys.argv = ['ailora', '--help']\nfrom ailora.cli import main\ntry: main()\nfinally: "
+    script = f"import sys; sys.argv = ['ailora', '--help']\ntry: {start}\nfinally: "
     check = script + "assert not {'torch', 'peft', 'transformers'} & sys.modules.keys()"
     made = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     for command in (

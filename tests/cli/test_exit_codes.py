@@ -130,7 +130,7 @@ def test_an_output_that_nobody_reads_ends_quietly() -> None:
     for arguments in (["--help"], ["--version"], ["cache", "show"]):
         reader, writer = os.pipe()
         os.close(reader)
-        command = [sys.executable, "-m", "ailora.cli", *arguments]
+        command = [sys.executable, "-m", "ailora", *arguments]
         made = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
         os.close(writer)
         assert (made.returncode, made.stderr) == (141, ""), arguments
@@ -145,7 +145,7 @@ def test_streams_that_are_closed_lead_nowhere(streams: str) -> None:
     )
     command = f'"{sys.executable}" -c "{script}; print(1)" {streams}'
     assert subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode == 0
-    command = f'"{sys.executable}" -m ailora.cli cache show {streams}'
+    command = f'"{sys.executable}" -m ailora cache show {streams}'
     made = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
 
@@ -163,7 +163,7 @@ def test_characters_that_a_terminal_lacks_are_escaped(monkeypatch: pytest.Monkey
 
 
 def test_a_full_device_is_one_line() -> None:
-    command = f'"{sys.executable}" -m ailora.cli cache show > /dev/full'
+    command = f'"{sys.executable}" -m ailora cache show > /dev/full'
     made = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert made.returncode != 0
     assert made.stderr.splitlines()[0] == "ailora: error: [Errno 28] No space left on device"

@@ -16,6 +16,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,8 @@ def check_command(words: list[str], folder: Path, *, marked: bool) -> list[str] 
         The arguments of `ailora`, if it is what runs.
     """
     program, *arguments = words
-    if "ailora.cli" in words:
-        arguments = words[words.index("ailora.cli") + 1 :]
+    if ("-m", "ailora") in pairwise(words):
+        arguments = words[words.index("ailora") + 1 :]
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert set(arguments) <= set(targets), words

@@ -102,7 +102,7 @@ def test_real_runs_under_fire_end_as_undisturbed_ones(study: dict[str, Any], tmp
     for name, kills in (("calm", 0), ("fire", 12)):
         here = study | changes | {"output": str(tmp_path / name)}
         storage, _ = create_or_load_study(load_study_config(here))
-        command = ["-m", "ailora.cli", "study", "work", storage.url, storage.name]
+        command = ["-m", "ailora", "study", "work", storage.url, storage.name]
         # A fast machine may be through before the last one.
         assert finish(command, kills=kills, between=(6, 14)) >= kills // 2
         assert Counter(trial.status for trial in storage.trials()) == {Status.COMPLETE: 200}
@@ -130,7 +130,7 @@ def test_a_study_that_is_killed_takes_its_workers_along(study: dict[str, Any], t
     study["base"]["training"]["num_train_epochs"] = 10_000
     file = tmp_path / "study.yaml"
     file.write_text(format_yaml(study))
-    command = [sys.executable, "-m", "ailora.cli", "study", "run", str(file), "--workers", "2"]
+    command = [sys.executable, "-m", "ailora", "study", "run", str(file), "--workers", "2"]
     process = subprocess.Popen(["bash", "-c", 'trap "" INT; exec "$@"', "-", *command], stdout=subprocess.DEVNULL)
     database = f"sqlite:///{study['output']}/study.db"
 

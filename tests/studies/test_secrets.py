@@ -121,7 +121,7 @@ def test_a_study_shows_its_secrets_nowhere(secret_study: dict[str, Any], tmp_pat
     file.parent.mkdir()
     file.write_text(format_yaml(secret_study))
     with watching_processes() as found:
-        command = [sys.executable, "-m", "ailora.cli", "study", "run", str(file)]
+        command = [sys.executable, "-m", "ailora", "study", "run", str(file)]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stderr
     assert found == []

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _start(file: Path, workers: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ailora.cli", "tune", str(file), "--workers", str(workers)]
+    command = [sys.executable, "-m", "ailora", "tune", str(file), "--workers", str(workers)]
     return subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -201,7 +201,7 @@ def _start_worker(storage: TrialStorage, config: WorkerInput, log: Path, count: 
     threads = max(1, (os.cpu_count() or 1) // count)
     with writing(log), open(log, "ab", opener=refuse_link) as output:
         worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ailora.cli", "study", "work", mask_url(storage.url), storage.name, "--tied"],
+            [sys.executable, "-P", "-m", "ailora", "study", "work", mask_url(storage.url), storage.name, "--tied"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

@@ -1,4 +1,4 @@
-"""Entry point of `python -m ailora.cli`, which launchers of several processes use."""
+"""Entry point of `python -m ailora`, which launchers of several processes use."""
 
 import os
 import sys
