@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from bench_spectral import trained_like
 from machine import write_results
+from process_memory import read_memory
 from transformers import LlamaConfig
 
 from ailora.checkpoints import InitPlan
@@ -134,7 +135,7 @@ def measure_here(statement: str, threads: int | None) -> None:
     if threads:
         torch.set_num_threads(threads)
     scope = {"checkpoints": checkpoints, "torch": torch, "pissa": _pissa}
-    resident = _status("VmRSS")
+    resident = read_memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     read = _bytes_read()
     started = time.perf_counter()
@@ -144,18 +145,13 @@ def measure_here(statement: str, threads: int | None) -> None:
         json.dumps(
             {
                 "seconds": seconds,
-                "imports_mib": resident / 1024,
-                "peak_mib": (_status("VmHWM") - resident) / 1024,
+                "imports_mib": resident / MIB,
+                "peak_mib": (read_memory() - resident) / MIB,
                 "read_mib": (_bytes_read() - read) / MIB,
                 "report": report.to_dict() if hasattr(report, "to_dict") else None,
             }
         )
     )
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def _bytes_read() -> int:

@@ -26,6 +26,7 @@ import torch
 from machine import write_results
 from matplotlib.figure import Figure
 from peft import LoraConfig, get_peft_model
+from process_memory import read_memory
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -229,15 +230,9 @@ def measure_model(layers: int, device: str) -> None:
     print(made.stdout.splitlines()[-1])
 
 
-def peak_mib() -> float:
-    """Return the peak resident memory of this program. `ru_maxrss` would include the program before `exec`."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**10
-
-
 def decompose_model(layers: int, file: str) -> None:
     """Decompose the weights, and print the figures as JSON. Nothing else runs here, so the peak memory is theirs."""
-    start = peak_mib()
+    start = read_memory()
     weight, seconds = torch.load(file), 0.0
     for layer in range(layers):
         generator = torch.Generator().manual_seed(layer)
@@ -246,7 +241,7 @@ def decompose_model(layers: int, file: str) -> None:
         truncated_svd(weight, RANK, "principal")
         truncated_svd(weight, RANK, "minor")
         seconds += time.perf_counter() - began
-    peak = peak_mib() - start
+    peak = (read_memory() - start) / 2**20
     bound = 6 * 4 * 4096**2 / 2**20 + 128
     print(json.dumps({"layers": layers, "seconds": seconds, "peak_mib": peak, "bound_mib": bound}))
 

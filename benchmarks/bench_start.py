@@ -18,6 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from machine import write_results
+
+HERE = Path(__file__).resolve().parent
 _MODEL = """
 from transformers import LlamaConfig, LlamaForCausalLM
 config = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=128)
@@ -30,10 +33,19 @@ with torch.device("meta"):
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained({folder!r}))
 """
 _PEFT = "import peft, transformers; from transformers import AutoConfig"
+_COMMAND = "import runpy; runpy.run_module('ailora', run_name='__main__', alter_sys=True)"
+#: Start of every measured program: the last line of its standard error is its peak memory in bytes.
+_MEASURED = """
+import atexit, sys
+sys.path.insert(0, {folder!r})
+from process_memory import read_memory
+del sys.path[0]
+atexit.register(lambda: print(read_memory(), file=sys.stderr))
+"""
 
 
 def lines(folder: Path) -> dict[str, list[str]]:
-    """Return Python's arguments for each reference and command. Later commands read the outputs of earlier ones."""
+    """Return program and arguments for each reference and command. Later commands read the outputs of earlier ones."""
     model, adapter, exported, merged = (str(folder / name) for name in ("model", "adapter", "exported", "merged"))
     commands = {
         "--help": ["--help"],
@@ -47,22 +59,23 @@ def lines(folder: Path) -> dict[str, list[str]]:
         "merge": ["merge", model, adapter, "--out", merged, "--force"],
     }
     return {
-        "import transformers": ["-c", "import transformers"],
-        "transformers builds the model": ["-c", _BUILD.format(folder=model)],
-        "import peft, transformers": ["-c", _PEFT],
-    } | {f"ailora {name}": ["-m", "ailora", *arguments] for name, arguments in commands.items()}
+        "import transformers": ["import transformers"],
+        "transformers builds the model": [_BUILD.format(folder=model)],
+        "import peft, transformers": [_PEFT],
+    } | {f"ailora {name}": [_COMMAND, *arguments] for name, arguments in commands.items()}
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Run a command, and return its processor time in seconds and its peak resident memory in MiB."""
+def measure(python: str, program: str, *arguments: str) -> tuple[float, float]:
+    """Run a program, and return its processor time in seconds and its peak resident memory in MiB."""
+    command = [python, "-c", _MEASURED.format(folder=str(HERE)) + program, *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
     assert process.stderr is not None
-    message = process.stderr.read()
+    message = process.stderr.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise RuntimeError(f"{command}: {message.decode()[-2000:]}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+        raise RuntimeError(f"{program} {arguments}: {message[-2000:]}")
+    return usage.ru_utime + usage.ru_stime, int(message.splitlines()[-1]) / 2**20
 
 
 def compare(python: str, rounds: int) -> dict[str, dict[str, float]]:
@@ -72,11 +85,11 @@ def compare(python: str, rounds: int) -> dict[str, dict[str, float]]:
         subprocess.run([python, "-c", _MODEL.format(folder=str(folder / "model"))], check=True, capture_output=True)
         commands = lines(folder)
         for arguments in commands.values():
-            measure([python, *arguments])  # fills the page cache, and writes byte code
+            measure(python, *arguments)  # fills the page cache, and writes byte code
         samples = {name: [] for name in commands}
         for _ in range(rounds):
             for name, arguments in commands.items():
-                samples[name].append(measure([python, *arguments]))
+                samples[name].append(measure(python, *arguments))
     medians = {name: tuple(map(statistics.median, zip(*pairs, strict=True))) for name, pairs in samples.items()}
     reference = medians["import peft, transformers"][0]
     return {
@@ -98,9 +111,6 @@ def main() -> None:
         print(environment)
         for name, row in figures.items():
             print(f"  {name:30} {row['seconds']:6.2f} s {row['peak_mib']:7.1f} MiB {row['of_peft']:6.2f}")
-    # Import late, because the module imports torch: the peak memory of a child includes that of its parent at the fork.
-    from machine import write_results
-
     write_results("start", {"rounds": arguments.rounds, "environments": results})
 
 

@@ -27,6 +27,7 @@ import torch
 from bench_spectral import trained_like
 from machine import write_results
 from peft import LoraConfig, get_peft_model
+from process_memory import read_memory
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 import ailora
@@ -211,11 +212,7 @@ def peak_memory(form: str, setting: Setting) -> int:
 
 
 def _peak(setting: Setting) -> int:
-    if setting.device == "cuda":
-        return _cuda_peak(setting)
-    # `ru_maxrss` would start at the peak of the parent process.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return _cuda_peak(setting) if setting.device == "cuda" else read_memory()
 
 
 def memory(name: str, form: str) -> int:

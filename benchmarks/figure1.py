@@ -9,12 +9,12 @@ Finished runs are not train_all again. Writes `benchmarks/results/figure1.json`,
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
 from machine import write_results
+from process_memory import read_memory
 
 from ailora.analysis import Analysis, analyze
 from ailora.analysis.table_ops import filter_rows
@@ -129,7 +129,7 @@ def main() -> None:
             "dispersion": analysis.info["dispersion"],
             "findings": analysis.info["findings"],
             "analysis_processor_seconds": seconds,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": read_memory(),
         },
     )
     for line in analysis.info["findings"]:
