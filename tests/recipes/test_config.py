@@ -336,16 +336,30 @@ def test_what_training_could_not_use_is_refused_before_it(overrides: list[str], 
         load_config(minimal(), [f"training.{override}" for override in overrides])
 
 
+@pytest.mark.parametrize("key", ["deepspeed", "fsdp_config", "accelerator_config"])
+def test_json_files_of_training_become_absolute_as_those_of_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """transformers opens them while training, in whatever folder a worker or a resumed run then is."""
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    for path in (folder, elsewhere):
+        path.mkdir()
+    (folder / "settings.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(elsewhere)
+    # The package deepspeed need not be installed.
+    to_run = key != "deepspeed"
+
+    def load(name: str, **options: Any) -> Any:
+        return load_config(minimal(), [f"training.{key}={name}"], to_run=to_run, **options).training[key]
+
+    assert load("settings.json", folder=folder) == load("~/settings.json") == str(folder / "settings.json")
+    assert load("'{}'") in ({}, "{}")
+    monkeypatch.chdir(folder)
+    assert load("settings.json") == str(folder / "settings.json")
+
+
 @pytest.mark.skipif(find_spec("liger_kernel") is not None, reason="it is installed")
-def test_paths_are_checked_as_transformers_opens_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the expansion of `~`."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "settings.json").write_text("{}")
-    load_config(minimal(), [f"training.accelerator_config={tmp_path}/settings.json"])
-    with pytest.raises(ailora.InputError, match=r"training\.accelerator_config: .* JSON file: cannot read ~/settings"):
-        load_config(minimal(), ["training.accelerator_config=~/settings.json"])
-
-
 def test_packages_that_are_not_installed_are_named() -> None:
     with pytest.raises(ailora.InputError, match=r"training\.use_liger_kernel needs the package liger_kernel"):
         load_config(minimal(), ["training.use_liger_kernel=true"])

@@ -70,7 +70,7 @@ def load_condition_config(
         config: Study file.
         method: Method of the condition.
         to_run: Whether to import user functions.
-        folder: Absolute folder of relative paths to data and model; None for the working folder.
+        folder: Absolute folder of the relative paths in the base; None for the working folder.
 
     Returns:
         The complete configuration. Each trial replaces its learning rate, seed and output.

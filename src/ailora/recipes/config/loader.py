@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from ailora.checkpoints.output_path import resolve_output_path
 from ailora.errors import InputError, unknown_name
@@ -26,6 +27,7 @@ from ailora.recipes.config.schema import (
 )
 from ailora.recipes.config.validation import short_repr
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml, read_yaml
+from ailora.recipes.training.argument_checks import JSON_FILE_ARGS, is_json_file
 from ailora.recipes.training.arguments import complete_training, validate_arguments
 from ailora.roles import parse_role
 
@@ -44,7 +46,7 @@ def load_config(
         overrides: Items `dotted.key=value` with YAML values; later items take precedence.
         to_run: Whether the configuration is for training. If False, the combination of training arguments is not
             validated, and a custom function is not imported.
-        folder: Absolute folder of relative paths to data and model; None for the working folder.
+        folder: Absolute folder of the relative paths in the configuration; None for the working folder.
 
     Returns:
         The configuration, with all defaults and absolute paths.
@@ -125,11 +127,12 @@ def _complete(config: RunConfig, folder: Path) -> RunConfig:
     _validate_source(config.data)
     build_quantization_config(config)
     # Make paths absolute, so that a run can resume from any working directory.
+    training = _resolve_json_files(config.training, folder)
     update: dict[str, object] = {
         "data": _resolve_data_paths(config.data, folder),
         "model": _resolve_folder(config.model, folder),
         "output": str(_resolve_output(config.output)),
-        "training": complete_training(config.training, config.metrics, config.arguments, config.training_defaults),
+        "training": complete_training(training, config.metrics, config.arguments, config.training_defaults),
     }
     if isinstance(config, LanguageConfig):
         general_text = _make_absolute(config.evaluation.general_text, folder)
@@ -201,6 +204,14 @@ def _resolve_data_paths(data: DataSource, folder: Path) -> DataSource:
     if (template := getattr(data, "chat_template", None)) and is_file(folder / expand_home(template)):
         update["chat_template"] = _make_absolute(template, folder)
     return data.model_copy(update=update)
+
+
+def _resolve_json_files(training: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a training section with absolute paths of JSON files."""
+    return {
+        key: _make_absolute(value, folder) if key in JSON_FILE_ARGS and is_json_file(value) else value
+        for key, value in training.items()
+    }
 
 
 def _make_absolute(paths: str | list[str] | None, folder: Path) -> str | list[str] | None:

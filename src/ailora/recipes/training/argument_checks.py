@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -60,7 +60,7 @@ _REFUSED_OPTIONS = {
 #: Number of steps in the trial schedule, whose learning rates are all computed.
 _SCHEDULE_STEPS = 1000
 #: Training arguments whose value is a mapping or the path of a JSON file.
-_JSON_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
+JSON_FILE_ARGS = ("deepspeed", "fsdp_config", "accelerator_config")
 
 
 def validate_resumable(training: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ def validate_usable(training: Mapping[str, Any], arguments: TrainingArguments) -
     Raises:
         InputError: The Trainer could not use a value, or the package for a value is missing.
     """
-    for key in _JSON_FILES:
+    for key in JSON_FILE_ARGS:
         _validate_json_file(key, training.get(key))
     _validate_accelerator(training.get("accelerator_config"))
     for key, package in (("deepspeed", "deepspeed"), ("use_liger_kernel", "liger_kernel")):
@@ -102,10 +102,14 @@ def validate_usable(training: Mapping[str, Any], arguments: TrainingArguments) -
     _validate_loader(arguments)
 
 
+def is_json_file(value: object) -> TypeGuard[str]:
+    """Return whether a value of one of `JSON_FILE_ARGS` is the path of a file, not the content itself."""
+    return isinstance(value, str) and not value.startswith("{")
+
+
 def _validate_json_file(key: str, value: object) -> None:
-    if isinstance(value, str) and not value.startswith("{"):
+    if is_json_file(value):
         try:
-            # transformers opens the path as it is, without expanding `~`.
             read_json_object(Path(value))
         except InputError as error:
             raise InputError(f"training.{key}: expected a mapping or the path of a JSON file: {error}") from None
@@ -115,7 +119,7 @@ def _validate_accelerator(value: object) -> None:
     try:
         if isinstance(value, dict):
             AcceleratorConfig(**value)
-        elif isinstance(value, str) and not value.startswith("{"):
+        elif is_json_file(value):
             AcceleratorConfig.from_json_file(value)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise InputError(f"training.accelerator_config: {error}") from None
