@@ -9,7 +9,6 @@ from ailora.formatting import format_number, pluralize
 from ailora.studies.trial_storage import TrialStorage
 from ailora.tune.halving import Rung, find_progress
 from ailora.tune.rung_plan import RungPlan
-from ailora.tune.search_space import ROLES, describe_settings
 from ailora.tune.tune_design import TuneDesign
 
 
@@ -72,9 +71,7 @@ def _rung_line(rung: Rung, design: TuneDesign) -> str:
     if rung.ranking:
         best = rung.ranking[0]
         value = rung.scores[best] if design.larger_is_better else -rung.scores[best]
-        space, condition = design.space, best.condition
-        rank = space.configs[condition].adapter.rank if space.has_several_ranks else None
-        settings = describe_settings(condition.method, condition.values[ROLES], best.learning_rate, rank)
+        settings = design.space.describe(best.condition, best.learning_rate)
         line += f"; best {settings}, {design.space.goal} {format_number(value)}"
     return line + "."
 

@@ -62,10 +62,22 @@ class SearchSpace:
         """Number of trainable parameters of the adapter under each condition."""
         return {condition: count_trainable(config) for condition, config in self.configs.items()}
 
+    def describe(self, condition: Condition, learning_rate: float) -> str:
+        """Format the settings of a candidate for a reader: policy, rate and roles; also the rank if several compete."""
+        label = f"{condition.method} at {format_lr(learning_rate)} on {describe_roles(condition.values[ROLES])}"
+        return f"{label} with rank {self._rank(condition)}" if self._has_several_ranks else label
+
+    def describe_with_rank(self, condition: Condition, learning_rate: float) -> str:
+        """Format the settings of a candidate for a reader, always with its rank."""
+        label = self.describe(condition, learning_rate)
+        return label if self._has_several_ranks else f"{label} (rank {self._rank(condition)})"
+
     @property
-    def has_several_ranks(self) -> bool:
-        """Whether the file gives several ranks to choose from."""
+    def _has_several_ranks(self) -> bool:
         return len(self.run.tune.rank or ()) > 1
+
+    def _rank(self, condition: Condition) -> Rank:
+        return self.configs[condition].adapter.rank
 
     def rates(self, centers: list[float]) -> dict[Condition, RateSpan | RateValues]:
         """Return the learning rates to choose from under each condition.
@@ -109,12 +121,6 @@ def _parse_rates(rates: TuneRates) -> RateSpan | RateValues:
     assert rates.from_ is not None
     assert rates.to is not None
     return RateSpan(math.sqrt(rates.from_ * rates.to), math.log10(rates.to / rates.from_) / 2)
-
-
-def describe_settings(policy: str, roles: str | list[str], learning_rate: float, rank: Rank | None = None) -> str:
-    """Format the settings of a candidate for a reader, with the rank unless it is None."""
-    with_rank = "" if rank is None else f" with rank {rank}"
-    return f"{policy} at {format_lr(learning_rate)} on {describe_roles(roles)}{with_rank}"
 
 
 def describe_roles(roles: str | list[str]) -> str:

@@ -10,7 +10,7 @@ from ailora.formatting import format_number, join_names, pluralize
 from ailora.studies.choice_importance import Importance, describe_importance, measure_importance
 from ailora.tune.candidates import Candidate
 from ailora.tune.halving import Rung, SearchProgress
-from ailora.tune.search_space import RANK, ROLES, describe_roles, describe_settings
+from ailora.tune.search_space import RANK, ROLES, describe_roles
 from ailora.tune.tune_design import TuneDesign
 
 #: Maximum number of runners-up in the sentence on certainty.
@@ -22,6 +22,8 @@ class CandidateRecord:
     """Record of a candidate.
 
     Attributes:
+        label: Settings for a reader, from `SearchSpace.describe`.
+        label_with_rank: Settings for a reader, from `SearchSpace.describe_with_rank`.
         number: Position in the order of the search.
         policy: Value of `adapter.policy`.
         roles: Entry of `tune.roles`.
@@ -31,9 +33,10 @@ class CandidateRecord:
         values: Last step of a rung -> value of the goal at this step.
         dropped_at: Step after which the candidate was dropped; None for the winner.
         error: Error of the failed training; None without an error.
-        has_rank_label: Whether `label` names the rank.
     """
 
+    label: str
+    label_with_rank: str
     number: int
     policy: str
     roles: str | list[str]
@@ -43,14 +46,6 @@ class CandidateRecord:
     values: dict[int, float]
     dropped_at: int | None
     error: str | None
-    has_rank_label: bool = False
-
-    @property
-    def label(self) -> str:
-        """Policy, learning rate and roles, for a reader; also the rank if several ranks are searched."""
-        return describe_settings(
-            self.policy, self.roles, self.learning_rate, self.rank if self.has_rank_label else None
-        )
 
 
 @dataclass(frozen=True)
@@ -90,9 +85,8 @@ class TuneResult:
     def sentences(self) -> list[str]:
         """The winner, the certainty of the result, the importance of each choice, and the cost."""
         best = self.winner.values[self.total_steps]
-        rank = "" if self.winner.has_rank_label else f" (rank {self.winner.rank})"
         return [
-            f"Best: {self.winner.label}{rank}, validation {self.goal} {format_number(best)}.",
+            f"Best: {self.winner.label_with_rank}, validation {self.goal} {format_number(best)}.",
             *self._describe_certainty(),
             *self._describe_importance(),
             f"{pluralize(len(self.candidates), 'candidate')} at {self.cost_runs:.2g}x the cost of one run; the "
@@ -185,7 +179,10 @@ def _record(candidate: Candidate, design: TuneDesign, rungs: tuple[Rung, ...], w
     config = design.space.configs[candidate.condition]
     trials = {rung.step: rung.trials[candidate] for rung in rungs if candidate in rung.trials}
     results = {step: trial.result for step, trial in trials.items() if trial and trial.result}
+    settings = candidate.condition, candidate.learning_rate
     return CandidateRecord(
+        label=design.space.describe(*settings),
+        label_with_rank=design.space.describe_with_rank(*settings),
         number=candidate.number,
         policy=candidate.condition.method,
         roles=candidate.condition.values[ROLES],
@@ -195,7 +192,6 @@ def _record(candidate: Candidate, design: TuneDesign, rungs: tuple[Rung, ...], w
         values={step: design.value(result) for step, result in results.items()},
         dropped_at=None if candidate == winner else max(trials),
         error=next((trial.error for trial in trials.values() if trial and trial.error), None),
-        has_rank_label=design.space.has_several_ranks,
     )
 
 
