@@ -13,7 +13,8 @@ import pytest
 from ailora.studies.comparison import compare
 from ailora.studies.study import trial_frame
 from ailora.studies.study_design import StudyDesign
-from ailora.studies.summary import StudySummary, SummaryTable, summarize
+from ailora.studies.summary import StudySummary, summarize
+from ailora.studies.summary_table import SummaryTable
 from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
 from ailora.studies.trial_storage import TrialStorage
 from tests.studies.sample_trials import Result, make_design, outcome, quickly, ran, trial

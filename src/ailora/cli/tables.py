@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ailora.recipes.dry_run import DryRun
     from ailora.recipes.suggest_lr import Suggestion
     from ailora.roles import Projection, UnmatchedModule
-    from ailora.studies.summary import SummaryTable
+    from ailora.studies.summary_table import SummaryTable
     from ailora.tune.tune_result import TuneResult
 
 

@@ -33,7 +33,8 @@ from ailora.studies.choice_importance import IMPORTANCE_TITLE
 from ailora.studies.comparison import Comparison, compare
 from ailora.studies.study_config import SequentialSeeds
 from ailora.studies.study_design import StudyDesign
-from ailora.studies.summary import StudySummary, SummaryTable, summarize
+from ailora.studies.summary import StudySummary, summarize
+from ailora.studies.summary_table import SummaryTable
 from ailora.studies.trial import Status, Trial, TrialSpec
 
 #: Columns to hide in the table of trials if all trials have the same value.

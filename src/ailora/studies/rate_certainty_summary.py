@@ -1,17 +1,18 @@
-"""Certainty of the chosen learning rates, as sentences and table rows."""
+"""Certainty of the chosen learning rates, as sentences and a table."""
 
 from __future__ import annotations
 
 from ailora.formatting import capitalize, format_lr, format_percent, join_names, limit_sentences, pluralize
 from ailora.studies.comparison import Comparison
 from ailora.studies.rate_certainty import RateCertainty
+from ailora.studies.summary_table import SummaryTable
 from ailora.studies.trial import Condition
 
 #: Share of the resamples below which a choice is called uncertain.
 _MIN_SHARE = 0.8
 #: Share below which a sentence leaves a rate out.
 _MIN_NAMED_SHARE = 0.05
-TABLE_TITLE = "Certainty of the rates"
+_TITLE = "Certainty of the rates"
 
 
 def describe_uncertain_rates(comparison: Comparison) -> list[str]:
@@ -27,11 +28,11 @@ def describe_uncertain_rates(comparison: Comparison) -> list[str]:
         f"The certainty of {pluralize(n_unknown, 'chosen learning rate')} is unknown: a single seed chose, and no "
         "validation predictions are read."
     )
-    return [*limit_sentences(sentences, f'the table "{TABLE_TITLE}"'), *([unknown] if n_unknown else [])]
+    return [*limit_sentences(sentences, f'the table "{_TITLE}"'), *([unknown] if n_unknown else [])]
 
 
-def rate_certainty_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return the columns, rows and notes of the table. A rate of unknown certainty has no row."""
+def rate_certainty_table(comparison: Comparison) -> SummaryTable:
+    """Build the table of the chosen rates. A rate of unknown certainty has no row."""
     rows = [
         [
             condition.label,
@@ -50,7 +51,7 @@ def rate_certainty_rows(comparison: Comparison) -> tuple[list[str], list[list[st
         "stored, the same for all rates. With few seeds, shares are too near 0 and 100 %."
     )
     columns = ["on", "method", "chosen rate", "share", "other rates", "resampled"]
-    return columns, rows, [note]
+    return SummaryTable(_TITLE, columns, rows, [note], "rates")
 
 
 def _uncertain_rate(condition: Condition, certainty: RateCertainty) -> str:

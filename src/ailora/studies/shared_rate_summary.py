@@ -8,6 +8,7 @@ from ailora.formatting import format_alike, format_interval, format_lr, join_nam
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.rate_shift import RateShift
 from ailora.studies.shared_rate import Position, SharedRates
+from ailora.studies.summary_table import SummaryTable
 from ailora.studies.trial import Condition
 
 _UNKNOWN = "unknown"
@@ -25,18 +26,14 @@ def shared_rate_sentences(comparison: Comparison) -> list[str]:
     return limit_sentences(sentences, "the tables of shared rates")
 
 
-def shared_rate_rows(
-    comparison: Comparison, base: Condition, others: Sequence[Condition]
-) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return the columns, rows and notes of the table for a task and setting, with a row for each method.
+def shared_rate_table(comparison: Comparison, base: Condition, others: Sequence[Condition]) -> SummaryTable:
+    """Build the table for a task and setting, with a row for each method.
 
     Args:
         comparison: The comparison.
         base: Condition of the baseline.
         others: Conditions compared with the baseline. Those without a shared rate have no row.
 
-    Returns:
-        Columns, rows and notes.
     """
     compared = {c: against for c in others if (against := comparison.against_baseline[c]).shared_rates.differences}
     rates = sorted({rate for against in compared.values() for rate in against.shared_rates.differences})
@@ -61,7 +58,8 @@ def shared_rate_rows(
         f"{base.method} at this multiple of the rate has the validation curve of the method, with the 95 % jackknife "
         "interval over seeds. Apart: root mean square difference of the two curves before and after the shift."
     )
-    return columns, rows, [note, *reasons]
+    title = "At one shared rate" + (f", {base.label}" if base.label else "")
+    return SummaryTable(title, columns, rows, [note, *reasons], "shared rates")
 
 
 def format_factor(shift: RateShift) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,8 +16,9 @@ from ailora.studies.choice_importance import (
 )
 from ailora.studies.comparison import Comparison
 from ailora.studies.method_results import MethodResult
-from ailora.studies.rate_certainty_summary import TABLE_TITLE, describe_uncertain_rates, rate_certainty_rows
-from ailora.studies.shared_rate_summary import shared_rate_rows, shared_rate_sentences
+from ailora.studies.rate_certainty_summary import describe_uncertain_rates, rate_certainty_table
+from ailora.studies.shared_rate_summary import shared_rate_sentences, shared_rate_table
+from ailora.studies.summary_table import SummaryTable
 from ailora.studies.trial import ONLY_TASK, Condition, Status
 from ailora.studies.verdict_summary import (
     describe_decided,
@@ -27,37 +28,13 @@ from ailora.studies.verdict_summary import (
     describe_rule,
     describe_undecided,
     format_estimate,
-    verdict_rows,
+    verdict_table,
 )
 
 T = TypeVar("T")
 
 _MISSING = "-"
 _MAX_ERROR_CHARS = 200
-
-
-@dataclass(frozen=True)
-class SummaryTable:
-    """A table of strings.
-
-    Attributes:
-        title: Subject of the table.
-        columns: Column names.
-        rows: Rows of cells, a string for each column.
-        notes: Explanations below the table.
-        topic: Group of the table: scores, ranks, rates, importance, shared rates, speed, cost or failures.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-    topic: str = ""
-
-    def to_markdown(self) -> str:
-        """Render as Markdown."""
-        lines = [f"### {self.title}", "", *map(_markdown_line, [self.columns, ["---"] * len(self.columns), *self.rows])]
-        return "\n".join([*lines, "", *(f"{note}\n" for note in self.notes)])
 
 
 @dataclass(frozen=True)
@@ -111,12 +88,12 @@ def summarize(comparison: Comparison) -> StudySummary:
     """
     tables = [
         _score_table(comparison),
-        SummaryTable("Verdicts", *verdict_rows(comparison), topic="scores"),
+        verdict_table(comparison),
         _rank_table(comparison),
         *_curve_tables(comparison),
-        SummaryTable(TABLE_TITLE, *rate_certainty_rows(comparison), topic="rates"),
+        rate_certainty_table(comparison),
         _importance_table(comparison),
-        *_shared_rate_tables(comparison),
+        *(shared_rate_table(comparison, base, others) for base, others in comparison.by_baseline()),
         _good_range_table(comparison),
         _time_to_loss_table(comparison),
         _cost_table(comparison),
@@ -234,12 +211,6 @@ def _curve_point(result: MethodResult, tried: float) -> str:
     return f"{format_number(point.mean)} ({point.n})" + (" *" if tried == result.search.best else "")
 
 
-def _shared_rate_tables(comparison: Comparison) -> Iterator[SummaryTable]:
-    for base, others in comparison.by_baseline():
-        title = "At one shared rate" + (f", {base.label}" if base.label else "")
-        yield SummaryTable(title, *shared_rate_rows(comparison, base, others), topic="shared rates")
-
-
 def _describe_importances(comparison: Comparison) -> list[str]:
     return [
         describe_importance(
@@ -330,8 +301,3 @@ def _place(condition: Condition) -> tuple[str, str]:
 
 def _format(value: T | None, format_value: Callable[[T], str]) -> str:
     return _MISSING if value is None else format_value(value)
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    # An unescaped pipe would end a cell.
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

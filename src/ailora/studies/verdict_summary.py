@@ -1,4 +1,4 @@
-"""Verdicts of a comparison as sentences and table rows, with effect sizes and numbers of missing seeds."""
+"""Verdicts of a comparison as sentences and a table, with effect sizes and numbers of missing seeds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ailora.formatting import capitalize, format_interval, join_names, limit_sen
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.method_results import MethodResult
 from ailora.studies.statistics import Estimate
+from ailora.studies.summary_table import SummaryTable
 from ailora.studies.trial import Condition
 from ailora.studies.verdicts import ALPHA, StudyVerdict
 
@@ -106,8 +107,8 @@ def describe_rule(comparison: Comparison) -> str:
     )
 
 
-def verdict_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return the columns, rows and notes of the verdict table; only judged comparisons have a row."""
+def verdict_table(comparison: Comparison) -> SummaryTable:
+    """Build the table of verdicts; only judged comparisons have a row."""
     columns = ["on", "method", "seeds", "verdict", "p", "equivalence p", "margin", "equivalent within", "more seeds"]
     rows = [
         [
@@ -132,7 +133,7 @@ def verdict_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], li
     notes = [note]
     if any((j := against.judgement) and j.n_failed + j.n_baseline_failed for against in _paired(comparison).values()):
         notes.append("Whatever its p, a verdict in favour of a method or of the baseline needs a score at each seed.")
-    return columns, rows, notes
+    return SummaryTable("Verdicts", columns, rows, notes, "scores")
 
 
 def describe_comparison(against: BaselineComparison) -> str:
