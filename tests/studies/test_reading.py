@@ -343,6 +343,7 @@ def test_memory_is_no_storage(study: dict[str, Any]) -> None:
         ("", "the storage's URL is empty"),
         ("sqlite:///a\0b", "not printable"),
         ("study.db", "is not a database URL"),
+        ("sqlite:///~/study.db", r"SQLite does not expand ~.*; write sqlite:////\S+/study\.db"),
         ("x" * 5000, r"^storage x{100,500}[^x].{0,60}not a database URL"),
     ],
 )

@@ -23,6 +23,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, Ope
 
 from ailora.errors import AiloraError, InputError
 from ailora.formatting import shorten
+from ailora.path_kind import expand_home
 from ailora.redaction import MASK, is_secret, mask_url
 
 #: Delay between attempts while another process creates the tables.
@@ -95,6 +96,11 @@ def validate_url(url: str) -> None:
         )
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise InputError(f"storage {mask_url(url)} is in the memory of one process; expected sqlite:///FILE")
+    if parsed.get_backend_name() == "sqlite" and str(parsed.database).startswith("~"):
+        raise InputError(
+            f"storage {mask_url(url)}: SQLite does not expand ~, and would create a folder of this name; write "
+            f"sqlite:///{expand_home(str(parsed.database))}"
+        )
     # SQLite would truncate the name of the file at such a character.
     if not url.isprintable():
         raise InputError(f"storage {mask_url(url)!r} holds a character that is not printable")
