@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,13 @@ from rich.console import Console
 from typer.main import get_command
 
 from ailora.cli import app, study_progress
+from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.config.yaml_file import format_yaml
+from ailora.studies.study import create_or_load_study
 from ailora.studies.study_config import load_study_config
+from ailora.studies.trial import Status, TrialResult
+from ailora.studies.trial_runner import TrialError
+from ailora.studies.worker import work
 from tests.cli.test_cli import ailora
 from tests.recipes.conftest import config, tiny_bert, verdicts
 from tests.studies.conftest import study
@@ -103,6 +109,31 @@ def test_a_study_from_its_file_to_its_report(file: Path, tmp_path: Path) -> None
     again = ailora("study", "run", str(file))
     assert again.returncode == 0
     assert "done base" not in again.stdout
+
+
+def test_a_worker_without_the_data_fails_no_trial(study: dict[str, Any], tmp_path: Path) -> None:
+    data = study["base"]["data"]
+    data["train"] = shutil.copy(data["train"], tmp_path)
+    storage, _ = create_or_load_study(load_study_config(study))
+    Path(data["train"]).unlink()
+    made = ailora("study", "work", storage.url, storage.name)
+    assert made.returncode == 2
+    assert data["train"] in made.stderr
+    assert {trial.status for trial in storage.trials()} == {Status.WAITING}
+    storage.close()
+
+
+def test_status_tells_why_trials_were_refused(file: Path) -> None:
+    def refuse(config: RunConfig, keep: str, should_continue: object) -> TrialResult:
+        raise TrialError("InputError: training.optim: no such optimizer")
+
+    storage, design = create_or_load_study(load_study_config(file))
+    assert work(storage, design, refuse) == 2
+    storage.close()
+    made = ailora("study", "status", str(file))
+    assert made.returncode == 0, made.stderr
+    assert "\n2 trials refused: InputError: training.optim: no such optimizer\n" in made.stdout
+    assert "`ailora study run --retry-refused` runs them again" in made.stdout
 
 
 def test_a_scale_and_overrides_are_another_grid(file: Path) -> None:

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from ailora import InputError
-from ailora.studies import study as studies
-from ailora.studies.study import create_or_load_study, run_workers
+from ailora.studies import worker_processes
+from ailora.studies.study import create_or_load_study
 from ailora.studies.study_config import StudyConfig, load_study_config
 from ailora.studies.trial_storage import TrialStorage
+from ailora.studies.worker_processes import run_workers
 
 #: Shell scripts in the place of workers.
 KILLED, REFUSED, FAILED, DONE = "kill -9 $$", "echo wrong input; exit 2", "echo lost connection; exit 1", "exit 0"
@@ -43,8 +44,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Start:
             with log.open("ab") as output:
                 return subprocess.Popen(["sh", "-c", ran[-1]], stdin=subprocess.PIPE, stdout=output, stderr=output)
 
-        monkeypatch.setattr(studies, "_start_worker", start)
-        monkeypatch.setattr(studies, "_POLL_INTERVAL_S", 0.01)
+        monkeypatch.setattr(worker_processes, "_start_worker", start)
+        monkeypatch.setattr(worker_processes, "_POLL_INTERVAL_S", 0.01)
         return ran
 
     return use
@@ -76,7 +77,7 @@ def test_a_death_after_an_advance_is_the_first_one_again(
 ) -> None:
     """Every worker takes a trial and dies with it."""
     ran = started(chain(repeat(KILLED, 20), [DONE]))
-    monkeypatch.setattr(studies, "_count_attempts", lambda _: len(ran))
+    monkeypatch.setattr(worker_processes, "_count_attempts", lambda _: len(ran))
     run_workers(storage, loaded, 1, lambda: None)
     assert len(ran) == 21
 
@@ -107,8 +108,8 @@ def test_a_worker_gets_its_secrets_through_a_pipe_and_nothing_from_the_current_f
 
     monkeypatch.setattr(subprocess, "Popen", start)
     log = tmp_path / "0.log"
-    worker = studies._start_worker(storage, config, log, 1)
-    studies._close(worker)
+    worker = worker_processes._start_worker(storage, config, log, 1)
+    worker_processes._close(worker)
     worker.wait()
     ((command, environment),) = started
     assert "-P" in command
@@ -132,5 +133,5 @@ def test_each_of_several_workers_gets_a_gpu(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    environments = [studies._device_environment(number, count) for number in range(count)]
+    environments = [worker_processes._device_environment(number, count) for number in range(count)]
     assert [environment.get("CUDA_VISIBLE_DEVICES") for environment in environments] == devices

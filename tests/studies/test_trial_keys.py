@@ -123,7 +123,7 @@ def test_keys_that_no_column_holds_are_not_stored(monkeypatch: pytest.MonkeyPatc
 
 def test_keys_that_json_would_change_are_not_stored() -> None:
     design = make_design()
-    identities = {condition: design.keys._identities[condition] for condition in design.conditions}
+    identities = {condition: design.keys.identities[condition] for condition in design.conditions}
     training = {"lr_scheduler_kwargs": {10: "a", 9: "b"}}
     mixed = TrialKeys({c: identity | {"training": training} for c, identity in identities.items()})
     assert mixed.to_text(design.config) is None

@@ -11,12 +11,12 @@ import pytest
 from optuna.trial import TrialState
 
 from ailora import InputError
+from ailora.cli.study_progress import describe_refusals
 from ailora.recipes.config.schema import RunConfig
 from ailora.studies.study import (
     create_or_load_study,
     load_study,
     load_study_from_storage,
-    run_workers,
     trial_frame,
 )
 from ailora.studies.study_config import load_study_config
@@ -25,6 +25,7 @@ from ailora.studies.trial import Status, TrialResult
 from ailora.studies.trial_runner import ShouldContinue, TrialError, TrialPruned
 from ailora.studies.trial_storage import TrialStorage
 from ailora.studies.worker import work
+from ailora.studies.worker_processes import run_workers
 from tests.studies.worker_process import outcome_of
 
 
@@ -237,7 +238,7 @@ def test_a_finished_study_needs_its_data_no_longer(study: dict[str, Any], tmp_pa
     assert work(*opened(study), Runs()) == 0
 
 
-def test_a_trial_that_failed_by_its_input_runs_again_with_the_next_command(study: dict[str, Any]) -> None:
+def test_a_refused_trial_is_remembered_and_runs_again_when_asked(study: dict[str, Any]) -> None:
     """One that diverged does not; nor does either within a command, whose worker may die meanwhile."""
 
     def execute(config: RunConfig, keep: str, should_continue: ShouldContinue | None) -> TrialResult:
@@ -252,7 +253,9 @@ def test_a_trial_that_failed_by_its_input_runs_again_with_the_next_command(study
     storage, design = opened(study)
     assert work(storage, design, execute) == 3
     assert work(storage, design, Runs()) == 0
-    storage, design = opened(study)
+    assert work(*opened(study), Runs()) == 0
+    assert describe_refusals(storage, design.keys)[0] == "1 trial refused: InputError: train.tsv: no such file"
+    storage, design = create_or_load_study(load_study_config(study), retry_refused=True)
     died = storage.claim_next(design.keys)
     assert died is not None
     storage._storage.set_trial_state_values(died._id, TrialState.FAIL)
@@ -260,7 +263,8 @@ def test_a_trial_that_failed_by_its_input_runs_again_with_the_next_command(study
     assert work(storage, design, runs) == 1
     assert [config.training["learning_rate"] for config in runs.configs] == [1e-3]
     assert [trial.status for trial in storage.trials()].count(Status.FAIL) == 1
-    assert work(*opened(study), runs) == 0
+    assert work(*create_or_load_study(load_study_config(study), retry_refused=True), runs) == 0
+    assert describe_refusals(storage, design.keys) == []
 
 
 def test_looking_makes_nothing(study: dict[str, Any]) -> None:
@@ -276,17 +280,73 @@ def test_a_worker_elsewhere_needs_only_the_storage(study: dict[str, Any]) -> Non
     assert trial_frame(*elsewhere).equals(trial_frame(storage, design))
 
 
-def test_a_worker_in_another_folder_runs_the_same_trials(
-    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Storages of the first versions do not tell the folder of relative paths; it is then that of the worker."""
-    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+def with_relative_paths(study: dict[str, Any], here: Path, elsewhere: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Make both folders, copy model and data into the first, and name them relative to it."""
     here.mkdir()
     elsewhere.mkdir()
     base = study["base"]
     shutil.copytree(base["model"], here / "model")
     data = {split: Path(shutil.copy(base["data"][split], here)).name for split in ("train", "validation")}
-    study |= {"base": base | {"model": "model", "data": base["data"] | data}, "seeds": [0]}
+    return study | {"base": base | {"model": "model", "data": base["data"] | data}, "seeds": [0]}, data
+
+
+def test_a_worker_that_lacks_the_model_refuses_and_readers_do_not(
+    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its folder, `model` would be the name of a model on the hub, and the trials would be others."""
+    here = tmp_path / "here"
+    study, _ = with_relative_paths(study, here, tmp_path / "elsewhere")
+    monkeypatch.chdir(here)
+    storage, design = opened(study)
+    assert work(storage, design, Runs()) == 6
+    (here / "model").rename(here / "gone")
+    with pytest.raises(InputError, match=rf"{here / 'model'} is missing here: restore it"):
+        load_study_from_storage(storage.url, storage.name)
+    assert len(storage.trials()) == 6
+    for read in (load_study_from_storage(storage.url, storage.name, to_run=False), load_study(design.config)):
+        assert set(trial_frame(*read)["status"]) == {"done"}
+        read[0].close()
+
+
+def test_a_study_is_not_run_from_a_folder_with_other_files(
+    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    study, data = with_relative_paths(study, here, elsewhere)
+    for name in data.values():
+        shutil.copy(here / name, elsewhere)
+    monkeypatch.chdir(here)
+    storage, _ = opened(study)
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(InputError, match=rf"data.train: .* there, .* now.*call `ailora study run` in {here}, or"):
+        opened(study)
+    again = TrialStorage.load(storage.url, storage.name)
+    assert (len(again.trials()), again.folder) == (6, here)
+    again.close()
+
+
+def test_a_study_has_one_output_folder_which_may_move(study: dict[str, Any], tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    place = {"storage": f"sqlite:///{tmp_path / 'shared.db'}", "name": "shared", "seeds": [0]}
+    work(*opened(study, output=str(first), **place), Runs())
+    with pytest.raises(InputError, match=rf"output: {second} is not the folder .* set output to {first} to continue"):
+        opened(study, output=str(second), **place)
+    shutil.rmtree(second)
+    first.rename(second)
+    assert work(*opened(study, output=str(second), **place), Runs()) == 0
+    # A database inside the folder moves with it, or is copied.
+    inside = {"name": "inside", "seeds": [0]}
+    work(*opened(study, output=str(first), **inside), Runs())
+    shutil.copytree(first, tmp_path / "copy")
+    assert work(*opened(study, output=str(tmp_path / "copy"), **inside), Runs()) == 0
+
+
+def test_a_worker_in_another_folder_runs_the_same_trials(
+    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storages of the first versions do not tell the folder of relative paths; it is then that of the worker."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    study, data = with_relative_paths(study, here, elsewhere)
     monkeypatch.chdir(here)
     storage, _ = opened(study)
     monkeypatch.chdir(elsewhere)
@@ -294,7 +354,10 @@ def test_a_worker_in_another_folder_runs_the_same_trials(
     assert work(*load_study_from_storage(storage.url, storage.name), runs) == 6
     assert all(trial.status is Status.COMPLETE for trial in storage.trials())
     assert {(c.data.train, c.model) for c in runs.configs} == {(str(here / data["train"]), str(here / "model"))}
+    # Readers in any folder find these trials.
+    assert set(trial_frame(*load_study(load_study_config(study)))["status"]) == {"done"}
     storage._study.set_user_attr("folder", None)
+    storage._study.set_user_attr("trial_keys", None)
     other, design = load_study_from_storage(storage.url, storage.name)
     assert not design.keys.matching_trials(other.trials())
 

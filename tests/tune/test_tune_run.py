@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ailora.recipes.config.loader import load_config
 from ailora.recipes.run_folder import RunFolder
 from ailora.tune.tune_design import TuneDesign
 from ailora.tune.tune_result import TuneResult
-from ailora.tune.tune_run import open_search, run_search
+from ailora.tune.tune_run import load_search, open_search, run_search, validate_machine_for_search
 
 #: Entries of `result.json` that two runs of the same settings do not share.
 _OWN = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
@@ -146,3 +147,14 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         open_search(load_config(tuned))
     assert not Path(tuned["output"]).exists()
+
+
+def test_a_worker_without_the_data_fails_no_candidate(tuned: dict[str, Any], tmp_path: Path) -> None:
+    tuned["data"]["train"] = shutil.copy(tuned["data"]["train"], tmp_path)
+    storage, _ = open_search(load_config(tuned))
+    Path(tuned["data"]["train"]).unlink()
+    search = load_search(storage.url, storage.name)
+    with pytest.raises(InputError, match=re.escape(tuned["data"]["train"])):
+        validate_machine_for_search(*search)
+    for opened in (storage, search[0]):
+        opened.close()

@@ -22,7 +22,7 @@ def describe_differences(requested: Mapping[str, object], recorded: Mapping[str,
     Returns:
         The differences. Empty if the requests are equal.
     """
-    requested_values, recorded_values = _flatten(requested), _flatten(recorded)
+    requested_values, recorded_values = flatten(requested), flatten(recorded)
     names = sorted(requested_values.keys() | recorded_values.keys())
     pairs = [(name, recorded_values.get(name), requested_values.get(name)) for name in names]
     return "; ".join(
@@ -30,10 +30,11 @@ def describe_differences(requested: Mapping[str, object], recorded: Mapping[str,
     )
 
 
-def _flatten(value: object, prefix: str = "") -> dict[str, object]:
+def flatten(value: object, prefix: str = "") -> dict[str, object]:
+    """Flatten nested mappings: dotted key -> value that is not a mapping."""
     if not isinstance(value, Mapping):
         return {prefix: value}
-    return {k: v for key in value for k, v in _flatten(value[key], f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {k: v for key in value for k, v in flatten(value[key], f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
 def _shorten(value: object) -> str:

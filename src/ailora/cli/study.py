@@ -23,17 +23,27 @@ def run(
     overrides: StudyOverrides = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of trials that run at a time on this machine.")] = 1,
     scale: Scale = None,
+    retry_refused: Annotated[
+        bool,
+        typer.Option(
+            "--retry-refused", help="Run trials again that were refused for invalid input, such as a missing file."
+        ),
+    ] = False,
 ) -> None:
     """Run the remaining trials of a study. If interrupted or killed, the same command resumes."""
-    from ailora.cli.study_progress import Progress
+    from ailora.cli.study_progress import Progress, describe_refusals
     from ailora.cli.tables import print_line
     from ailora.formatting import quote_argument
-    from ailora.studies.study import create_or_load_study, run_workers
+    from ailora.studies.study import create_or_load_study
     from ailora.studies.study_config import load_study_config
+    from ailora.studies.worker_processes import run_workers
 
-    storage, design = create_or_load_study(load_study_config(file, overrides or [], scale=scale))
+    config = load_study_config(file, overrides or [], scale=scale)
+    storage, design = create_or_load_study(config, retry_refused=retry_refused)
     with Progress(storage, design.keys) as progress:
         run_workers(storage, design.config, workers, progress.update)
+    for line in describe_refusals(storage, design.keys):
+        print_line(line)
     print_line(f"written to {design.config.output}")
     print_line(f"Next: ailora study report {quote_argument(file)}")
 
@@ -49,10 +59,10 @@ def work(
     import sys
 
     from ailora.cli.study_progress import read_handover, stop_with_input
-    from ailora.studies.study import load_study_from_storage
+    from ailora.studies.study import load_study_from_storage, validate_machine
     from ailora.studies.worker import work as work_through
     from ailora.tune.halving import work_on_search
-    from ailora.tune.tune_run import is_search, load_search
+    from ailora.tune.tune_run import is_search, load_search, validate_machine_for_search
 
     # Job schedulers stop a job with SIGTERM. This handler returns the trial to the queue, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -62,9 +72,16 @@ def work(
         stop_with_input()
     try:
         if is_search(storage, name):
-            work_on_search(*load_search(storage, name, secrets=secrets))
+            search = load_search(storage, name, secrets=secrets)
+            # The parent of a tied worker has read the same files.
+            if not tied:
+                validate_machine_for_search(*search)
+            work_on_search(*search)
         else:
-            work_through(*load_study_from_storage(storage, name, secrets=secrets))
+            loaded = load_study_from_storage(storage, name, secrets=secrets)
+            if not tied:
+                validate_machine(*loaded)
+            work_through(*loaded)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -72,12 +89,15 @@ def work(
 @study.command()
 def status(file: StudyFile, overrides: StudyOverrides = None, scale: Scale = None) -> None:
     """Show the progress of a study, also while its workers run elsewhere."""
-    from ailora.cli.study_progress import progress_table
-    from ailora.cli.tables import console
+    from ailora.cli.study_progress import describe_refusals, progress_table
+    from ailora.cli.tables import console, print_line
     from ailora.studies.study_config import load_study_config
     from ailora.studies.study_reader import load_trial_keys
 
-    console.print(progress_table(*load_trial_keys(load_study_config(file, overrides or [], scale=scale))))
+    storage, keys = load_trial_keys(load_study_config(file, overrides or [], scale=scale))
+    console.print(progress_table(storage, keys))
+    for line in describe_refusals(storage, keys):
+        print_line(line)
 
 
 @study.command()

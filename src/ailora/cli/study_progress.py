@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ailora.cli.tables import console
+from ailora.formatting import pluralize
 from ailora.studies.trial import Status, Trial
 from ailora.studies.trial_keys import TrialKeys
 from ailora.studies.trial_storage import TrialStorage
@@ -76,7 +77,7 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
         number of running trials.
     """
     trials = keys.matching_trials(storage.trials())
-    table = Table("task", "method", "done", "running", "waiting", "failed", "left", title=storage.name)
+    table = Table("task", "method", "done", "running", "waiting", "failed", "refused", "left", title=storage.name)
     overall = _compute_mean_seconds(trials)
     running = sum(trial.status is Status.RUNNING for trial in trials)
     for task, method in dict.fromkeys((condition.task, condition.method) for condition in keys.conditions):
@@ -86,10 +87,27 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
         seconds = _compute_mean_seconds(matching) or overall
         n_open = count[Status.RUNNING] + count[Status.WAITING]
         left = "" if seconds is None or not n_open else _format_remaining_time(n_open * seconds / max(running, 1))
-        failed = count[Status.FAIL] + count[Status.PRUNED]
-        numbers = (count[Status.COMPLETE], count[Status.RUNNING], count[Status.WAITING], failed)
+        refused = sum(trial.refused for trial in matching)
+        failed = count[Status.FAIL] + count[Status.PRUNED] - refused
+        numbers = (count[Status.COMPLETE], count[Status.RUNNING], count[Status.WAITING], failed, refused)
         table.add_row(task, method, *map(str, numbers), left)
     return table
+
+
+def describe_refusals(storage: TrialStorage, keys: TrialKeys) -> list[str]:
+    """List the reasons for which trials were refused, each with the number of its trials, and how to run them again.
+
+    Args:
+        storage: Storage of the study.
+        keys: Keys of the study's trials.
+
+    Returns:
+        Lines; empty without refused trials.
+    """
+    # A trial may belong to several conditions.
+    errors = {trial.key: trial.error or "" for trial in keys.matching_trials(storage.trials()) if trial.refused}
+    lines = [f"{pluralize(count, 'trial')} refused: {error}" for error, count in Counter(errors.values()).items()]
+    return lines and [*lines, "`ailora study run --retry-refused` runs them again, once their input is corrected."]
 
 
 def _compute_mean_seconds(trials: Sequence[Trial]) -> float | None:

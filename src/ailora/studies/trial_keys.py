@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ailora.checkpoints.request import flatten
 from ailora.library_versions import library_versions
 from ailora.studies.study_config import StudyConfig
 from ailora.studies.trial import Condition, Trial, TrialSpec
@@ -36,11 +37,12 @@ class TrialKeys:
 
     Attributes:
         conditions: Conditions of the study, in the order of the study.
+        identities: Condition -> plain data of its run configuration.
     """
 
     def __init__(self, identities: Mapping[Condition, dict[str, Any]]) -> None:
         self.conditions = list(identities)
-        self._identities = identities
+        self.identities = identities
         self._versions = library_versions()
         self._keys: dict[TrialSpec, str] = {}
         #: Specification without its condition -> key -> conditions.
@@ -49,7 +51,7 @@ class TrialKeys:
     def key(self, spec: TrialSpec) -> str:
         """Hash a trial's configuration without its output folder, together with the library versions."""
         if spec not in self._keys:
-            identity = self._identities[spec.condition]
+            identity = self.identities[spec.condition]
             # The trials of a condition differ in few arguments: dumping 10,000 whole configurations would be slow.
             training = {**identity["training"], **spec.training_arguments}
             until = [] if spec.until_step is None else [spec.until_step]
@@ -96,7 +98,7 @@ class TrialKeys:
         """Condition -> conditions with an equal configuration, itself included."""
         groups: dict[str, list[Condition]] = {}
         by_condition: dict[Condition, list[Condition]] = {}
-        for condition, identity in self._identities.items():
+        for condition, identity in self.identities.items():
             group = groups.setdefault(json.dumps(identity, sort_keys=True, default=str), [])
             group.append(condition)
             by_condition[condition] = group
@@ -112,6 +114,19 @@ class TrialKeys:
             self._conditions_by_key[unplaced] = by_key
         return self._conditions_by_key[unplaced]
 
+    def with_paths_of(self, recorded: Mapping[Condition, dict[str, Any]]) -> TrialKeys:
+        """Return keys with the paths of recorded identities, where nothing else differs.
+
+        Args:
+            recorded: Condition -> plain data of its run configuration, from `read_identities`.
+        """
+        identities = dict(self.identities)
+        for condition in identities.keys() & recorded.keys():
+            differing = _find_differences(identities[condition], recorded[condition])
+            if all(map(_hold_path, differing.values())):
+                identities[condition] = recorded[condition]
+        return TrialKeys(identities)
+
     def to_text(self, config: StudyConfig) -> str | None:
         """Format the keys for the storage; reading them needs no packages for validating configurations.
 
@@ -121,7 +136,7 @@ class TrialKeys:
         Returns:
             Compressed JSON, or None if the text is too long or if JSON cannot represent the data exactly.
         """
-        entries = [[c.task, c.method, c.values, identity] for c, identity in self._identities.items()]
+        entries = [[c.task, c.method, c.values, identity] for c, identity in self.identities.items()]
         data = [_fingerprint(config), entries]
         content = json.dumps(data, sort_keys=True, default=str)
         # JSON converts keys such as numbers to strings. These sort in a different order, and the hashes would change.
@@ -140,16 +155,9 @@ class TrialKeys:
         Returns:
             The keys, or None if the text is damaged, or if the study file, library versions or folders have changed.
         """
-        if not isinstance(text, str):
-            return None
-        try:
-            content = zlib.decompressobj().decompress(base64.b64decode(text), _MAX_JSON_BYTES)
-            fingerprint, entries = json.loads(content)
-            identities = {Condition.from_values(*place): identity for *place, identity in entries}
-            fits = fingerprint == _fingerprint(config)
-            return cls(identities) if fits and all(map(_is_identity, identities.values())) else None
-        except (ValueError, TypeError, AttributeError, RecursionError, zlib.error):
-            return None
+        fingerprint, identities = _parse(text)
+        fits = identities and fingerprint == _fingerprint(config)
+        return cls(identities) if fits else None
 
 
 def trial_identity(config: RunConfig) -> dict[str, Any]:
@@ -166,6 +174,58 @@ def trial_identity(config: RunConfig) -> dict[str, Any]:
     if identity["on_nonfinite"] == "stop":
         del identity["on_nonfinite"]
     return identity
+
+
+def read_identities(text: object) -> dict[Condition, dict[str, Any]]:
+    """Read the plain data of the run configurations, whatever the study file, library versions and folders are now.
+
+    Args:
+        text: Text from `TrialKeys.to_text`; the database is not trusted.
+
+    Returns:
+        Condition -> plain data of its run configuration; empty if the text is missing or damaged.
+    """
+    return _parse(text)[1]
+
+
+def find_moved_paths(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
+    """Find the paths that differ between two identities.
+
+    Args:
+        identity: Plain data of a run configuration.
+        recorded: Plain data of the same configuration in the storage.
+
+    Returns:
+        Dotted key -> value in the storage and present value. At least one of them is an absolute path, or a list with
+        an absolute path. The other may be the name of a model, or a template.
+    """
+    return {name: pair for name, pair in _find_differences(identity, recorded).items() if _hold_path(pair)}
+
+
+def _find_differences(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
+    # The storage holds lists in the place of tuples, and strings in the place of other objects.
+    present = flatten(json.loads(json.dumps(identity, default=str)))
+    stored = flatten(recorded)
+    pairs = {name: (stored.get(name), present.get(name)) for name in stored.keys() | present.keys()}
+    return {name: pair for name, pair in sorted(pairs.items()) if pair[0] != pair[1]}
+
+
+def _hold_path(pair: tuple[object, object]) -> bool:
+    values = [item for value in pair for item in (value if isinstance(value, list) else [value])]
+    return any(isinstance(value, str) and os.path.isabs(value) for value in values)
+
+
+def _parse(text: object) -> tuple[object, dict[Condition, dict[str, Any]]]:
+    """Return the fingerprint and the identities of a text from `TrialKeys.to_text`; no identities if it is damaged."""
+    if not isinstance(text, str):
+        return None, {}
+    try:
+        content = zlib.decompressobj().decompress(base64.b64decode(text), _MAX_JSON_BYTES)
+        fingerprint, entries = json.loads(content)
+        identities = {Condition.from_values(*place): identity for *place, identity in entries}
+        return (fingerprint, identities) if all(map(_is_identity, identities.values())) else (None, {})
+    except (ValueError, TypeError, AttributeError, RecursionError, zlib.error):
+        return None, {}
 
 
 def _is_identity(value: object) -> bool:

@@ -20,9 +20,10 @@ from ailora.recipes.training.step_counts import evaluation_steps, rows_per_step
 from ailora.recipes.training.trainer_checkpoints import read_train_seconds
 from ailora.redaction import mask_url, without_secrets
 from ailora.studies.storage_url import sqlite_url
-from ailora.studies.study import run_workers
+from ailora.studies.study import validate_inputs
 from ailora.studies.trial import Status
 from ailora.studies.trial_storage import TrialStorage
+from ailora.studies.worker_processes import run_workers
 from ailora.tune.halving import SearchProgress, find_progress, remove_checkpoints
 from ailora.tune.rate_centers import RateCenters, find_rate_centers
 from ailora.tune.search_space import SearchSpace
@@ -88,6 +89,21 @@ def load_search(url: str, name: str, *, secrets: Mapping[str, Any] | None = None
     """
     storage = TrialStorage.load(url, name)
     return storage, TuneDesign(parse_request(secrets or storage.config))
+
+
+def validate_machine_for_search(storage: TrialStorage, design: TuneDesign) -> None:
+    """Validate that this machine can run the remaining trials of a search.
+
+    Args:
+        storage: Trials of the search.
+        design: Design of the search.
+
+    Raises:
+        InputError: Trials remain, and the model is missing, or data files are missing or invalid. Without this check,
+            all candidates would fail.
+    """
+    if not find_progress(storage.trials(), design).ended:
+        validate_inputs([("", design.space.run)])
 
 
 def run_search(

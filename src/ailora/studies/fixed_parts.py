@@ -1,0 +1,110 @@
+"""Parts of a study that its first run fixes, and refusals of later runs that would change them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ailora.checkpoints.request import describe_differences
+from ailora.errors import InputError
+from ailora.path_kind import is_folder
+from ailora.redaction import mask_url
+from ailora.studies.storage_url import sqlite_file
+from ailora.studies.study_config import StudyConfig
+from ailora.studies.trial_keys import TrialKeys, find_moved_paths, read_identities
+from ailora.studies.trial_storage import TrialStorage
+
+#: Keys of a study file fixed after its first trial: with other values, later trials would not be comparable.
+_FIXED_KEYS = ("base", "metric", "match_parameters", "pruning")
+
+
+def validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
+    """Refuse a study file that changes a fixed part of its stored study.
+
+    Raises:
+        InputError: A fixed part has changed, or the storage holds a search.
+    """
+    if storage.is_search:
+        raise InputError(
+            f"{mask_url(storage.url)} holds a search of `ailora tune` with the name {storage.name!r}: choose a "
+            "different storage or name"
+        )
+    plain = config.model_dump(by_alias=True)
+    now, there = _fixed_parts(plain), _fixed_parts(storage.config)
+    if isinstance(storage.config["seeds"], dict):
+        # The error rate holds only if looks, comparisons and rates were planned before the first look.
+        now |= _sequential_parts(plain)
+        there |= _sequential_parts(storage.config)
+    shared = now.keys() & there.keys()
+    if changes := describe_differences({key: now[key] for key in shared}, {key: there[key] for key in shared}):
+        raise InputError(
+            f"the study {storage.name!r} no longer fits its storage ({changes}): choose a different output or name"
+        )
+
+
+def validate_same_output(config: StudyConfig, storage: TrialStorage) -> None:
+    """Refuse a second output folder for a study: its runs would be in two folders, and workers would use the last.
+
+    The output folder may move, together with a database inside it or to a different machine.
+
+    Raises:
+        InputError: The output folder of the stored study exists, and is not that of the file.
+    """
+    output, database = Path(config.output), sqlite_file(storage.url)
+    recorded = storage.config.get("output")
+    if database is not None and database.absolute().is_relative_to(output):
+        return
+    if isinstance(recorded, str) and is_folder(Path(recorded)) and Path(recorded).resolve() != output.resolve():
+        raise InputError(
+            f"output: {output} is not the folder of the study {storage.name!r} in {mask_url(storage.url)}: set output "
+            f"to {recorded} to continue this study, or choose a different name for a new one"
+        )
+
+
+def validate_same_paths(keys: TrialKeys, storage: TrialStorage) -> None:
+    """Refuse to run a study whose data or model are found at other paths than in the last `ailora study run`.
+
+    Paths are part of the trials' keys. Without this check, all trials would run a second time.
+
+    Args:
+        keys: Keys of the study on this machine, in this folder.
+        storage: Trials of the study.
+
+    Raises:
+        InputError: A path differs.
+    """
+    recorded = read_identities(storage.trial_keys)
+    for condition, identity in keys.identities.items():
+        if moved := find_moved_paths(identity, recorded.get(condition, identity)):
+            there, now = ({name: pair[side] for name, pair in moved.items()} for side in (0, 1))
+            missing = _find_missing(there.values())
+            raise InputError(
+                f"the study {storage.name!r} runs with other paths ({describe_differences(now, there)}); "
+                f"{f'{missing} is missing here: restore it' if missing else 'restore the same paths'}, call `ailora "
+                f"study run` in {storage.folder or 'the same folder'}, or choose a different output and name for a new "
+                "study"
+            )
+
+
+def _find_missing(values: Iterable[object]) -> str | None:
+    """Return the first absolute path that does not exist on this machine, or None."""
+    paths = [path for value in values for path in (value if isinstance(value, list) else [value])]
+    return next((p for p in paths if isinstance(p, str) and os.path.isabs(p) and not os.path.exists(p)), None)
+
+
+def _fixed_parts(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the parts of a study file that must not change: fixed keys, and overrides of tasks and methods."""
+    methods = [entry if isinstance(entry, dict) else {entry: None} for entry in study["methods"]]
+    parts = {key: study.get(key) for key in _FIXED_KEYS}
+    parts |= {f"tasks.{label}": changes for label, changes in (study["tasks"] or {}).items()}
+    return parts | {f"methods.{label}": entry[label] for entry in methods for label in entry}
+
+
+def _sequential_parts(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the parts of a study file that must not change once its seeds run until every comparison is decided."""
+    first = study["methods"][0]
+    label = next(iter(first)) if isinstance(first, dict) else first
+    parts = {key: study.get(key) for key in ("seeds", "seeds_at", "margin", "learning_rate")}
+    return parts | {"baseline": study.get("baseline") or label}
