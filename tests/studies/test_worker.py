@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from ailora import InputError
 from ailora.cli.study_progress import describe_refusals
 from ailora.recipes.config.schema import RunConfig
+from ailora.studies.comparison import compare
 from ailora.studies.study import (
     create_or_load_study,
     load_study,
@@ -21,6 +22,7 @@ from ailora.studies.study import (
 )
 from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign
+from ailora.studies.study_reader import load_trial_keys
 from ailora.studies.trial import Status, TrialResult
 from ailora.studies.trial_runner import ShouldContinue, TrialError, TrialPruned
 from ailora.studies.trial_storage import TrialStorage
@@ -102,6 +104,32 @@ def test_what_a_smaller_grid_leaves_out_is_kept_but_not_shown(study: dict[str, A
     storage, design = opened(study, methods=["lora"])
     assert len(storage.trials()) == 18
     assert set(trial_frame(storage, design)["method"]) == {"lora"}
+
+
+def test_what_a_removed_seed_leaves_is_kept_but_neither_shown_nor_run(study: dict[str, Any]) -> None:
+    study |= {"methods": ["lora"], "seeds_at": "all"}
+    work(*opened(study), Runs())
+    storage, design = opened(study, seeds=[0, 1])
+    assert set(trial_frame(storage, design)["seed"]) == {0, 1}
+    (result,) = compare(design.keys.matching_trials(storage.trials()), design).results.values()
+    assert (set(result.scores), result.status_counts.total()) == ({0, 1}, 6)
+    _, keys = load_trial_keys(design.config)
+    assert len(keys.matching_trials(storage.trials())) == 6
+    opened(study, seeds=[0, 1, 2, 3])[0].close()
+    assert work(*opened(study, seeds=[0, 1]), Runs()) == 0
+    assert [trial.status for trial in storage.trials()].count(Status.WAITING) == 3
+
+
+def test_the_rates_of_one_method_may_change_like_those_of_all(study: dict[str, Any]) -> None:
+    def methods(*rates: float) -> dict[str, Any]:
+        return {"methods": ["lora", {"full": {"learning_rate": {"values": rates}}}]}
+
+    assert work(*opened(study, seeds=[0], **methods(1e-3)), Runs()) == 3 + 1
+    assert work(*opened(study, seeds=[0], **methods(1e-3, 1e-2)), Runs()) == 1
+    seeds = {"from": 3, "until": "decided", "to": 5}
+    work(*opened(study, seeds=seeds, **methods(1e-3, 1e-2)), Runs())
+    with pytest.raises(InputError, match=r"no longer fits its storage \(methods.full.learning_rate.values: "):
+        opened(study, seeds=seeds, **methods(1e-3))
 
 
 def test_a_run_that_fails_is_recorded_and_the_study_goes_on(study: dict[str, Any]) -> None:

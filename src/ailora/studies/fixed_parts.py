@@ -95,16 +95,30 @@ def _find_missing(values: Iterable[object]) -> str | None:
 
 
 def _fixed_parts(study: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the parts of a study file that must not change: fixed keys, and overrides of tasks and methods."""
-    methods = [entry if isinstance(entry, dict) else {entry: None} for entry in study["methods"]]
+    """Select the parts of a study file that must not change: fixed keys, and overrides of tasks and methods.
+
+    The learning rates of a method may change, as those of the study.
+    """
     parts = {key: study.get(key) for key in _FIXED_KEYS}
     parts |= {f"tasks.{label}": changes for label, changes in (study["tasks"] or {}).items()}
-    return parts | {f"methods.{label}": entry[label] for entry in methods for label in entry}
+    return parts | {
+        f"methods.{label}": {key: value for key, value in changes.items() if key != "learning_rate"}
+        for label, changes in _method_overrides(study).items()
+    }
+
+
+def _method_overrides(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return label -> overrides of each method in a study file."""
+    entries = [entry if isinstance(entry, dict) else {entry: None} for entry in study["methods"]]
+    # The overrides in a storage may be damaged.
+    return {
+        label: changes if isinstance(changes, dict) else {} for entry in entries for label, changes in entry.items()
+    }
 
 
 def _sequential_parts(study: Mapping[str, Any]) -> dict[str, Any]:
     """Select the parts of a study file that must not change once its seeds run until every comparison is decided."""
-    first = study["methods"][0]
-    label = next(iter(first)) if isinstance(first, dict) else first
+    methods = _method_overrides(study)
     parts = {key: study.get(key) for key in ("seeds", "seeds_at", "margin", "learning_rate")}
-    return parts | {"baseline": study.get("baseline") or label}
+    parts |= {f"methods.{label}.learning_rate": changes.get("learning_rate") for label, changes in methods.items()}
+    return parts | {"baseline": study.get("baseline") or next(iter(methods))}

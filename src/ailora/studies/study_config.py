@@ -167,6 +167,13 @@ class StudyConfig(StoredSection, frozen=True):
     output: Text = field("a folder")
     name: Text | None = field("a text", None)
 
+    @property
+    def all_seeds(self) -> list[int]:
+        """All seeds of a condition, in the order of their runs."""
+        return (
+            list(range(self.seeds.to)) if isinstance(self.seeds, SequentialSeeds) else [*self.seeds, *self.extra_seeds]
+        )
+
 
 def load_study_config(
     source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), *, scale: str | None = None

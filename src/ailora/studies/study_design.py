@@ -39,7 +39,7 @@ class StudyDesign:
     Args:
         config: Study file.
         to_run: Whether trials are to run; otherwise user-defined methods are not imported.
-        folder: Absolute folder of relative paths to data and model; None for the working folder.
+        folder: Absolute folder of the relative paths in the base; None for the working folder.
 
     Attributes:
         methods: Methods by label.
@@ -71,7 +71,8 @@ class StudyDesign:
             self._configs = {condition: self._match_budget(condition) for condition in self.conditions}
         for condition in self.conditions:
             self._validate_margin(condition)
-        self.keys = TrialKeys({condition: trial_identity(config) for condition, config in self._configs.items()})
+        identities = {condition: trial_identity(config) for condition, config in self._configs.items()}
+        self.keys = TrialKeys(identities, seeds=self.seeds)
 
     def base_config(self, condition: Condition) -> RunConfig:
         """Return the configuration of a condition's runs; each trial replaces learning rate, seed and output."""
@@ -124,8 +125,7 @@ class StudyDesign:
     @property
     def seeds(self) -> list[int]:
         """All seeds of a condition, in the order of their runs."""
-        seeds = self.config.seeds
-        return list(range(seeds.to)) if isinstance(seeds, SequentialSeeds) else [*seeds, *self.config.extra_seeds]
+        return self.config.all_seeds
 
     @functools.cached_property
     def looks(self) -> LookSchedule:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,14 +34,17 @@ class TrialKeys:
 
     Args:
         identities: Condition -> plain data of its run configuration, from `trial_identity`.
+        seeds: Seeds of the study. Trials with other seeds, which the study file no longer has, are not part of it. None
+            for any seed.
 
     Attributes:
         conditions: Conditions of the study, in the order of the study.
         identities: Condition -> plain data of its run configuration.
     """
 
-    def __init__(self, identities: Mapping[Condition, dict[str, Any]]) -> None:
+    def __init__(self, identities: Mapping[Condition, dict[str, Any]], *, seeds: Collection[int] | None = None) -> None:
         self.conditions = list(identities)
+        self._seeds = None if seeds is None else frozenset(seeds)
         self.identities = identities
         self._versions = library_versions()
         self._keys: dict[TrialSpec, str] = {}
@@ -76,6 +79,8 @@ class TrialKeys:
         Returns:
             The stored specification with each of these conditions; empty if the trial is not part of the study.
         """
+        if self._seeds is not None and stored.seed not in self._seeds:
+            return []
         if stored.condition in self._equal_conditions and self.key(stored) == key:
             conditions = self._equal_conditions[stored.condition]
         else:
@@ -125,7 +130,7 @@ class TrialKeys:
             differing = _find_differences(identities[condition], recorded[condition])
             if all(map(_hold_path, differing.values())):
                 identities[condition] = recorded[condition]
-        return TrialKeys(identities)
+        return TrialKeys(identities, seeds=self._seeds)
 
     def to_text(self, config: StudyConfig) -> str | None:
         """Format the keys for the storage; reading them needs no packages for validating configurations.
@@ -157,7 +162,7 @@ class TrialKeys:
         """
         fingerprint, identities = _parse(text)
         fits = identities and fingerprint == _fingerprint(config)
-        return cls(identities) if fits else None
+        return cls(identities, seeds=config.all_seeds) if fits else None
 
 
 def trial_identity(config: RunConfig) -> dict[str, Any]:
