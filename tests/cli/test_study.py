@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from rich.console import Console
 from typer.main import get_command
 
 from ailora.cli import app, study_progress
+from ailora.cli import report as report_command
+from ailora.cli import study as study_command
+from ailora.errors import InputError
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.studies.study import create_or_load_study
@@ -134,6 +138,23 @@ def test_status_tells_why_trials_were_refused(file: Path) -> None:
     assert made.returncode == 0, made.stderr
     assert "\n2 trials refused: InputError: training.optim: no such optimizer\n" in made.stdout
     assert "`ailora study run --retry-refused` runs them again" in made.stdout
+
+
+@pytest.mark.parametrize("command", [report_command.report, study_command.report, study_command.export])
+def test_no_output_replaces_the_trials_of_a_study(command: Callable[..., None], file: Path, tmp_path: Path) -> None:
+    database = tmp_path / "trials.csv"
+    file.write_text(file.read_text() + f"storage: sqlite:///{database}\n")
+    config = load_study_config(file)
+    create_or_load_study(config)[0].close()
+    result = config.trials_folder / "some_trial" / "result.json"
+    result.parent.mkdir(parents=True)
+    result.write_text("{}")
+    source = [file] if command is report_command.report else file
+    for output in (database, result, file):
+        before = output.read_bytes()
+        with pytest.raises(InputError, match="an input"):
+            command(source, out=output, force=True)
+        assert output.read_bytes() == before
 
 
 def test_a_scale_and_overrides_are_another_grid(file: Path) -> None:

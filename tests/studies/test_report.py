@@ -48,8 +48,9 @@ def table(summary: StudySummary, title: str) -> SummaryTable:
 
 
 def test_a_table_is_markdown_whatever_its_cells_hold() -> None:
-    made = SummaryTable("T", ["a", "b|c"], [["x|y", ""]], ["A note."]).to_markdown()
-    assert made == "### T\n\n| a | b\\|c |\n| --- | --- |\n| x\\|y |  |\n\nA note.\n"
+    made = SummaryTable("T", ["a", "b|c"], [["x|y", ""], ["two\nlines \\| <b>", "p < 0.05"]], ["A note."]).to_markdown()
+    rows = ["| a | b\\|c |", "| --- | --- |", "| x\\|y |  |", "| two lines \\\\\\| \\<b> | p < 0.05 |"]
+    assert made == "\n".join(["### T", "", *rows, "", "A note.\n"])
 
 
 #: How studies can go -> what becomes of a spec.

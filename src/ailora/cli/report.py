@@ -29,8 +29,10 @@ def report(
     from ailora.formatting import escape_controls, pluralize
     from ailora.report.build import build_page
     from ailora.report.html import write_figures, write_page
+    from ailora.report.inputs import find_read_paths
 
-    out = validate_output_file(out, force=force, reads=sources)
+    reads = [path for source in sources for path in find_read_paths(source, scale)]
+    out = validate_output_file(out, force=force, reads=reads)
     page = build_page(sources, scale=scale, bootstrap=bootstrap)
     write_page(page, out, force=force)
     print_line(f"written to {out}")

@@ -118,12 +118,14 @@ def report(
     from ailora.studies.comparison import compare
     from ailora.studies.study import load_study
     from ailora.studies.study_config import load_study_config
+    from ailora.studies.study_reader import find_inputs
     from ailora.studies.summary import summarize
 
+    config = load_study_config(file, overrides or [], scale=scale)
     # A comparison can take minutes, so an output file that cannot be written is refused first.
     if out is not None:
-        out = validate_output_file(out, force=force, reads=[file])
-    storage, design = load_study(load_study_config(file, overrides or [], scale=scale))
+        out = validate_output_file(out, force=force, reads=[file, *find_inputs(config)])
+    storage, design = load_study(config)
     comparison = compare(design.keys.matching_trials(storage.trials()), design, bootstrap=bootstrap)
     if out is not None:
         with writing(out):
@@ -156,10 +158,12 @@ def export(
     from ailora.recipes.evaluation.table_file import escape_formulas, validate_output_suffix, write_frame
     from ailora.studies.study import load_study, trial_frame
     from ailora.studies.study_config import load_study_config
+    from ailora.studies.study_reader import find_inputs
 
-    out = validate_output_file(out, force=force, reads=[file])
+    config = load_study_config(file, overrides or [], scale=scale)
+    out = validate_output_file(out, force=force, reads=[file, *find_inputs(config)])
     validate_output_suffix(out)
-    rows = trial_frame(*load_study(load_study_config(file, overrides or [], scale=scale)))
+    rows = trial_frame(*load_study(config))
     # Users may open .csv and .tsv files in a spreadsheet, which evaluates formulas. Only programs read other formats.
     write_frame(escape_formulas(rows) if out.suffix in (".csv", ".tsv") else rows, out)
     print_line(f"{pluralize(len(rows), 'trial')} written to {out}")

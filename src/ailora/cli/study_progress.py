@@ -15,7 +15,7 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table
 
-from ailora.cli.tables import console
+from ailora.cli.tables import console, make_table
 from ailora.formatting import pluralize
 from ailora.studies.trial import Status, Trial
 from ailora.studies.trial_keys import TrialKeys
@@ -77,7 +77,8 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
         number of running trials.
     """
     trials = keys.matching_trials(storage.trials())
-    table = Table("task", "method", "done", "running", "waiting", "failed", "refused", "left", title=storage.name)
+    columns = ("task", "method", "done", "running", "waiting", "failed", "refused", "left")
+    rows: list[tuple[str, ...]] = []
     overall = _compute_mean_seconds(trials)
     running = sum(trial.status is Status.RUNNING for trial in trials)
     for task, method in dict.fromkeys((condition.task, condition.method) for condition in keys.conditions):
@@ -90,8 +91,8 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
         refused = sum(trial.refused for trial in matching)
         failed = count[Status.FAIL] + count[Status.PRUNED] - refused
         numbers = (count[Status.COMPLETE], count[Status.RUNNING], count[Status.WAITING], failed, refused)
-        table.add_row(task, method, *map(str, numbers), left)
-    return table
+        rows.append((task, method, *map(str, numbers), left))
+    return make_table(storage.name, columns, rows)
 
 
 def describe_refusals(storage: TrialStorage, keys: TrialKeys) -> list[str]:

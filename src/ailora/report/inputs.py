@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ailora.errors import InputError
+from ailora.errors import AiloraError, InputError
 from ailora.path_kind import PathKind, detect_path_kind
 from ailora.recipes.config.yaml_file import read_yaml
 from ailora.studies.storage_url import sqlite_url, study_names
 from ailora.studies.study import load_study, load_study_from_storage
 from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign
+from ailora.studies.study_reader import find_inputs
 from ailora.studies.trial_storage import TrialStorage
 
 #: Loads a study: its storage, to be closed by the caller, and its design.
@@ -44,6 +45,22 @@ def detect_input(path: Path) -> PathKind:
         f"{path} is none of a run (it would hold config.yaml), a study (study.db) and an analysis (analysis.json); "
         f"it holds {content}"
     )
+
+
+def find_read_paths(path: Path, scale: str | None) -> list[Path]:
+    """Return the files and folders that a report reads for an argument.
+
+    Args:
+        path: A folder, or a study file, which need not be valid.
+        scale: Name of an entry below `scales:` of the study file.
+    """
+    try:
+        if path.is_file() and detect_input(path) is PathKind.STUDY:
+            return [path, *find_inputs(load_study_config(path, scale=scale))]
+    except (AiloraError, OSError):
+        # The page names the file as a missing part.
+        pass
+    return [path]
 
 
 def find_studies(path: Path, scale: str | None) -> list[StudyLoader]:

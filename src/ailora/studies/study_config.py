@@ -168,6 +168,11 @@ class StudyConfig(StoredSection, frozen=True):
     name: Text | None = field("a text", None)
 
     @property
+    def trials_folder(self) -> Path:
+        """Folder with the run folder of each trial."""
+        return Path(self.output) / "trials"
+
+    @property
     def all_seeds(self) -> list[int]:
         """All seeds of a condition, in the order of their runs."""
         return (

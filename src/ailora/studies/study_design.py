@@ -148,7 +148,7 @@ class StudyDesign:
 
     def run_config(self, spec: TrialSpec) -> RunConfig:
         """Return the configuration of a trial, with an output folder of its own."""
-        return self._configure(spec, str(Path(self.config.output) / "trials" / self.keys.key(spec)))
+        return self._configure(spec, str(self.config.trials_folder / self.keys.key(spec)))
 
     def score(self, spec: TrialSpec, result: TrialResult) -> float:
         """Return the score of a completed trial on the validation split; larger is better."""

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ailora.studies.storage_url import sqlite_file
 from ailora.studies.study_config import StudyConfig
 from ailora.studies.trial_keys import TrialKeys
 from ailora.studies.trial_storage import TrialStorage
+
+
+def find_inputs(config: StudyConfig) -> list[Path]:
+    """Return the files and folders that reports of a study read: its database, if it is a file, and its trials' folder.
+
+    They exist nowhere else, so no output may replace them.
+    """
+    assert config.storage is not None
+    database = sqlite_file(config.storage)
+    return [*([database] if database else []), config.trials_folder]
 
 
 def load_trial_keys(config: StudyConfig) -> tuple[TrialStorage, TrialKeys]:

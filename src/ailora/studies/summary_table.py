@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+#: Characters of names that Markdown would read: escapes, ends of cells, and starts of HTML tags.
+_MARKUP = re.compile(r"[\\|]|<(?=[A-Za-z/!?])")
 
 
 @dataclass(frozen=True)
@@ -31,5 +35,4 @@ class SummaryTable:
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
-    # An unescaped pipe would end a cell.
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_MARKUP.sub(r"\\\g<0>", " ".join(cell.split())) for cell in cells) + " |"
