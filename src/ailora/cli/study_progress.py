@@ -77,7 +77,7 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
         number of running trials.
     """
     trials = keys.matching_trials(storage.trials())
-    columns = ("task", "method", "done", "running", "waiting", "failed", "refused", "left")
+    columns = ("task", "method", "done", "running", "waiting", "failed", "left")
     rows: list[tuple[str, ...]] = []
     overall = _compute_mean_seconds(trials)
     running = sum(trial.status is Status.RUNNING for trial in trials)
@@ -88,9 +88,8 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
         seconds = _compute_mean_seconds(matching) or overall
         n_open = count[Status.RUNNING] + count[Status.WAITING]
         left = "" if seconds is None or not n_open else _format_remaining_time(n_open * seconds / max(running, 1))
-        refused = sum(trial.refused for trial in matching)
-        failed = count[Status.FAIL] + count[Status.PRUNED] - refused
-        numbers = (count[Status.COMPLETE], count[Status.RUNNING], count[Status.WAITING], failed, refused)
+        failed = count[Status.FAIL] + count[Status.PRUNED]
+        numbers = (count[Status.COMPLETE], count[Status.RUNNING], count[Status.WAITING], failed)
         rows.append((task, method, *map(str, numbers), left))
     return make_table(storage.name, columns, rows)
 
