@@ -245,16 +245,17 @@ def test_trials_of_other_versions_are_left_out_or_told_of() -> None:
     now = ran(design, lambda spec: outcome(0.8))
     old = [dataclasses.replace(trial, key=f"old{trial.number}") for trial in ran(design, lambda spec: outcome(0.6))]
     both = chapter_of(design, [*old, *now])
-    assert "10 trials of other versions or working folders are left out" in blocks(both, "Summary", Note)[0].text
+    assert "10 trials of other versions or paths are left out" in blocks(both, "Summary", Note)[0].text
     assert charts(both, "Scores")[0].series[0].y == [0.8]
     alone = chapter_of(design, old)
     assert "No trial ran with the installed versions" in blocks(alone, "Summary", Note)[0].text
     assert charts(alone, "Scores")[0].series[0].y == [0.6]
-    removed = dataclasses.replace(now[0].spec, condition=Condition("x", "y"))
-    foreign = dataclasses.replace(now[0], key="other configuration", spec=removed)
-    assert (
-        "1 trial in the storage belongs to no" in blocks(chapter_of(design, [*now, foreign]), "Summary", Note)[0].text
-    )
+    for changes in ({"condition": Condition("x", "y")}, {"seed": 99}):
+        removed = dataclasses.replace(now[0].spec, **changes)
+        foreign = dataclasses.replace(now[0], key="other configuration", spec=removed)
+        notes = blocks(chapter_of(design, [*now, foreign]), "Summary", Note)
+        assert "1 trial in the storage belongs to no" in notes[0].text
+        assert not any("left out" in note.text for note in notes)
 
 
 def test_seeds_that_ran_are_told_from_those_planned() -> None:

@@ -15,6 +15,7 @@ from ailora import InputError
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.run_folder import RunFolder
+from ailora.studies.trial import Status
 from ailora.tune.tune_design import TuneDesign
 from ailora.tune.tune_result import TuneResult
 from ailora.tune.tune_run import load_search, open_search, run_search, validate_machine_for_search
@@ -149,12 +150,15 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(
     assert not Path(tuned["output"]).exists()
 
 
-def test_a_worker_without_the_data_fails_no_candidate(tuned: dict[str, Any], tmp_path: Path) -> None:
+def test_without_the_data_no_candidate_fails(tuned: dict[str, Any], tmp_path: Path) -> None:
     tuned["data"]["train"] = shutil.copy(tuned["data"]["train"], tmp_path)
     storage, _ = open_search(load_config(tuned))
     Path(tuned["data"]["train"]).unlink()
     search = load_search(storage.url, storage.name)
     with pytest.raises(InputError, match=re.escape(tuned["data"]["train"])):
         validate_machine_for_search(*search)
+    with pytest.raises(InputError, match=re.escape(tuned["data"]["train"])):
+        run_search(*search, workers=1, on_poll=lambda design: None)
+    assert {trial.status for trial in storage.trials()} <= {Status.WAITING}
     for opened in (storage, search[0]):
         opened.close()

@@ -29,7 +29,7 @@ _TOKENIZER_FOLDERS = ("chat_templates", "additional_chat_templates")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 #: Names of the files that the tokenizers of transformers write.
 _TOKENIZER_FILES = re.compile(
-    r"(tokenizer|chat_template|added_tokens|special_tokens_map|vocab|merges).*"
+    r"(tokenizer|chat_template|added_tokens|special_tokens_map|vocab|merges|tekken).*"
     r"|.*vocab\.json|.*\.(model|spm|codes|tokenizer)"
     r"|(word_shape|word_pronunciation|emoji|byte_maps|normalizer)\.json|dict\.txt"
 )

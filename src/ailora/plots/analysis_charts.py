@@ -197,7 +197,8 @@ def _direction_line(rows: pd.DataFrame, name: str, style: int) -> Series:
     """Return a line through the enrichment of each bin, with x in the middle of the bin."""
     # Directions outside the spectrum have no singular value, and so no place on the x-axis.
     inside = rows.loc[rows["band"] != "outside"]
-    # Weights of a role may differ in shape. The indices of a bin depend on the shape, its number in the band does not.
+    # Weights of a role may differ in shape. The indices of a bin depend on the shape, its number in the band only for
+    # weights with fewer middle directions than middle bins.
     sizes = inside.groupby("module")["stop"].transform("max")
     bins = inside.assign(
         middle=(inside["start"] + inside["stop"]) / (2 * sizes), number=inside.groupby(["module", "band"]).cumcount()

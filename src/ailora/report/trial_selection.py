@@ -37,23 +37,24 @@ def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelectio
     """
     stored = list(trials)
     selected = design.keys.matching_trials(stored)
-    selected_keys, conditions = {trial.key for trial in selected}, {*design.conditions}
+    selected_keys, conditions, seeds = {trial.key for trial in selected}, {*design.conditions}, {*design.seeds}
     rest = [trial for trial in stored if trial.key not in selected_keys]
+    planned = [trial for trial in rest if trial.spec.condition in conditions and trial.spec.seed in seeds]
     # The trials are in the order of the queue: the newest of each specification replaces the earlier.
-    others = {trial.spec: trial for trial in rest if trial.spec.condition in conditions}
+    others = {trial.spec: trial for trial in planned}
     notes = []
-    # The study file may have lost a method or a task since the trials ran.
-    if n_removed := sum(trial.spec.condition not in conditions for trial in rest):
+    # The study file may have lost a method, a task or a seed since the trials ran.
+    if n_removed := len(rest) - len(planned):
         trials_text = pluralize(n_removed, "trial in the storage belongs", "trials in the storage belong")
-        notes.append(f"{trials_text} to no condition of the current study file.")
+        notes.append(f"{trials_text} to no condition or seed of the current study file.")
     if _any_complete(others.values()) and not _any_complete(selected):
         notes.append(
-            "No trial ran with the installed versions in this working folder: the page shows the trials of earlier "
-            f"versions or folders, which `ailora study run` would run again. Installed: {_installed()}."
+            "No trial ran with the installed versions and these paths: the page shows the trials of other versions or "
+            f"paths, which `ailora study run` would run again. Installed: {_installed()}."
         )
         selected = list(others.values())
     elif others:
-        of_others = "of other versions or working folders"
+        of_others = "of other versions or paths"
         left_out = pluralize(len(others), f"trial {of_others} is", f"trials {of_others} are")
         notes.append(f"{left_out} left out. Installed: {_installed()}.")
     damaged = [trial for trial in selected if trial.status is Status.COMPLETE and not _has_scores(trial, design)]

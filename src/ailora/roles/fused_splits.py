@@ -76,7 +76,7 @@ def bigcode(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> 
 
 def chatglm(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
     """Split as ChatGLM's configuration says: a block per role, or every head into the roles."""
-    return (grouped if config.multi_query_attention else per_head)(roles, config, out_features)
+    return (grouped if getattr(config, "multi_query_attention", False) else per_head)(roles, config, out_features)
 
 
 def quarters(roles: tuple[Role, ...], _config: ModelConfig, out_features: int) -> FusedLayout:

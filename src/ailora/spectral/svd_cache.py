@@ -30,7 +30,7 @@ from ailora.spectral.singular_triplets import Band, Certificate, Triplets
 from ailora.spectral.truncated_svd import parse_band, truncated_svd, validate_decomposable
 
 #: Part of every key. Increase it when the results of a method change; older entries are then unused until evicted.
-_ALGORITHM_VERSION = 1
+_ALGORITHM_VERSION = 2
 #: Numbers of triplets in an entry. If the requested rank exceeds the last step, the entry has all triplets. A request
 #: uses the smallest sufficient step, even if the cache has an entry for a larger step: truncated entries of different
 #: steps differ in the last digits, so the initial factors would depend on the content of the cache.

@@ -47,7 +47,8 @@ def validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
 def validate_same_output(config: StudyConfig, storage: TrialStorage) -> None:
     """Refuse a second output folder for a study: its runs would be in two folders, and workers would use the last.
 
-    The output folder may move, together with a database inside it or to a different machine.
+    The output folder may move, together with a database inside it or to a different machine. A recorded folder that is
+    missing here counts as moved, also if it exists on a different machine.
 
     Raises:
         InputError: The output folder of the stored study exists, and is not that of the file.

@@ -184,7 +184,10 @@ def _closed_on_error(storage: TrialStorage) -> Generator[None, None, None]:
 
 
 def _design_to_read(config: StudyConfig, storage: TrialStorage) -> StudyDesign:
-    """Build a design whose keys are those of the last `ailora study run`, also where its files are missing."""
+    """Build a design whose keys are those of the last `ailora study run`, also where its data are missing.
+
+    The model may be missing too, unless ranks are matched by its parameters.
+    """
     design = StudyDesign(config, to_run=False, folder=storage.folder)
     design.keys = design.keys.with_paths_of(read_identities(storage.trial_keys))
     return design

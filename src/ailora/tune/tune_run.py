@@ -121,8 +121,11 @@ def run_search(
         The result.
 
     Raises:
-        InputError: All candidates failed, workers keep dying, or a budget in time is below one run.
+        InputError: The model or data are missing or invalid, all candidates failed, workers keep dying, or a budget in
+            time is below one run.
     """
+    # A search may resume after its files were moved, and its workers do not read them before they claim a trial.
+    validate_machine_for_search(storage, design)
     if design.plan is None:
         run_workers(storage, design.request, 1, lambda: on_poll(design))
         design = _convert_budget(storage, design, workers)
