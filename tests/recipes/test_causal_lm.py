@@ -256,7 +256,13 @@ def test_weight_decay_pulls_toward_the_start(language_config: dict[str, Any], tm
         (["training.max_length=8"], "truncation to 8 tokens removes the completion"),
         (["training={packing: true, max_length: 8}"], "truncation to 8 tokens removes the completion"),
         (
-            ["data.prompt=null", "data.completion=null", "data.text='{ref}'", "training.completion_only_loss=true"],
+            [
+                "data.prompt=null",
+                "data.completion=null",
+                "data.text='{ref}'",
+                "training.completion_only_loss=true",
+                "evaluation=null",
+            ],
             "training.completion_only_loss requires data.prompt with data.completion, which are missing",
         ),
         (["evaluation.generate={max_length: 9}"], "max_length also counts the prompt .* got 9; set max_new_tokens"),
@@ -388,6 +394,15 @@ def test_a_finished_run_scores_writes_and_predicts(
     for folder in (tmp_path / "run", tmp_path / "run" / "adapter"):
         texts = TextGenerator.load(folder).generate(prompts, {"max_new_tokens": 12})
         assert texts == [sample["output"] for sample in samples]
+
+
+def test_completion_only_loss_in_a_finished_run_is_ignored(language_config: dict[str, Any]) -> None:
+    """Earlier versions trained with it and ignored it without completions."""
+    overrides = ["data.prompt=null", "data.completion=null", "data.text='{ref}'", "training.completion_only_loss=true"]
+    del language_config["evaluation"]
+    with pytest.raises(ailora.InputError, match=r"completion_only_loss requires data\.prompt"):
+        load_config(language_config, overrides)
+    assert load_config(language_config, overrides, to_run=False).training["completion_only_loss"] is True
 
 
 def test_what_cannot_write_says_why(language_config: dict[str, Any], tmp_path: Path) -> None:

@@ -213,8 +213,11 @@ def test_what_is_wrong_is_named(override: str, message: str) -> None:
 
 def test_label_smoothing_of_a_regression_is_refused() -> None:
     message = "training.label_smoothing_factor applies to classes, not to the numbers of a regression"
+    overrides = ["metric=pearson", "training.label_smoothing_factor=0.1"]
     with pytest.raises(ailora.InputError, match=message):
-        load_config(minimal(), ["metric=pearson", "training.label_smoothing_factor=0.1"])
+        load_config(minimal(), overrides)
+    # A finished run, whose training ignored the key, stays readable.
+    assert load_config(minimal(), overrides, to_run=False).training["label_smoothing_factor"] == 0.1
 
 
 def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:

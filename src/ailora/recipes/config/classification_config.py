@@ -62,6 +62,8 @@ class ClassificationConfig(RunConfig, frozen=True):
     def check(self) -> None:
         _validate_metrics(self.metrics)
         _validate_columns(self.data)
+
+    def check_training(self) -> None:
         if self.regression and self.training.get("label_smoothing_factor"):
             raise InputError(
                 "training.label_smoothing_factor applies to classes, not to the numbers of a regression; remove "

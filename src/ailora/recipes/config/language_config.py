@@ -196,14 +196,16 @@ class LanguageConfig(RunConfig, frozen=True):
         self.evaluation.check()
         if self.training.get("assistant_only_loss") and getattr(self.data, "messages", None) is None:
             raise InputError("training.assistant_only_loss requires data.messages, which is missing")
+        if self.evaluation.generate is not None and getattr(self.data, "text", None) is not None:
+            raise InputError(
+                "evaluation.generate requires prompts, but data.text has none; use data.prompt or data.messages"
+            )
+
+    def check_training(self) -> None:
         if self.training.get("completion_only_loss") and self.data.completion is None:
             raise InputError(
                 "training.completion_only_loss requires data.prompt with data.completion, which are missing; for "
                 "data.messages, set training.assistant_only_loss"
-            )
-        if self.evaluation.generate is not None and getattr(self.data, "text", None) is not None:
-            raise InputError(
-                "evaluation.generate requires prompts, but data.text has none; use data.prompt or data.messages"
             )
 
 

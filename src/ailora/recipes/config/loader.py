@@ -76,8 +76,10 @@ def _load(raw: dict[str, object], overrides: Sequence[str], *, to_run: bool, fol
     if (task := raw.pop("task", None)) is not None:
         raw = _merge_task(_read_task(task), raw)
     config = _complete(validate_config(raw), folder or Path())
-    # A finished run stays readable without the libraries and functions that trained its model.
+    # A finished run stays readable without the libraries and functions that trained its model, and with keys that its
+    # training ignored.
     if to_run:
+        config.check_training()
         validate_arguments(config)
         if isinstance(method := config.adapter.method, CustomFunction):
             import_function(method)

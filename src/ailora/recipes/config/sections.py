@@ -200,3 +200,10 @@ class RunConfig(Section, frozen=True):
         Raises:
             InputError: A name is unknown, or keys contradict each other.
         """
+
+    def check_training(self) -> None:
+        """Validate combinations of keys that only a new training must not have; finished runs may have them.
+
+        Raises:
+            InputError: The recipe would ignore a key of `training`.
+        """
