@@ -23,7 +23,7 @@ from ailora.recipes import registry
 from ailora.recipes.causal_lm import CausalLMRecipe
 from ailora.recipes.config.language_config import EvaluationConfig
 from ailora.recipes.config.loader import load_config
-from ailora.recipes.config.yaml_file import format_yaml
+from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
 from ailora.recipes.data.language_rows import Row, Rows
 from ailora.recipes.data.readers import read_tables
 from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
@@ -417,6 +417,20 @@ def test_what_cannot_write_says_why(language_config: dict[str, Any], tmp_path: P
         generator.generate(["a"], {}, chat=True)
     with pytest.raises(ailora.InputError, match="holds no adapter"):
         TextGenerator.load(tmp_path)
+
+
+def test_a_finished_run_with_max_length_is_scored_as_before(language_config: dict[str, Any], tmp_path: Path) -> None:
+    """Earlier versions accepted max_length, which has no effect beside max_new_tokens."""
+    result = run(language_config, "training.max_steps=1", "training.eval_steps=1")
+    file = tmp_path / "run" / "config.yaml"
+    config = parse_yaml(file.read_text())
+    config["evaluation"]["generate"]["max_length"] = 9
+    file.write_text(format_yaml(config))
+    finished = registry.load_run(tmp_path / "run")
+    assert finished.evaluate() == pytest.approx(result["metrics"]["validation"], rel=1e-4)
+    assert finished.predict(language_config["data"]["validation"], tmp_path / "written.jsonl") == 24
+    with pytest.raises(ailora.InputError, match="max_length also counts the prompt"):
+        TextGenerator.load(tmp_path / "run").generate(["a"], {"max_length": 9})
 
 
 # --- quantized ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,12 @@ from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenize
 from ailora.recipes.evaluation.language_evaluation import Evaluator, measure_forgetting, write_samples
 from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.evaluation.table_file import encode_frame
-from ailora.recipes.evaluation.text_generation import build_generation_config, get_cache_width, try_generation
+from ailora.recipes.evaluation.text_generation import (
+    build_generation_config,
+    get_cache_width,
+    try_generation,
+    validate_no_max_length,
+)
 from ailora.recipes.position_limits import count_tokens
 from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.task_models import load_language_model
@@ -67,6 +72,9 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         """
         fields = self.config.evaluation.generate
         chat = getattr(self.config.data, "messages", None) is not None
+        # Earlier versions accepted max_length: a finished run with it still generates as it did after its training.
+        if fields is not None and self.result is None:
+            validate_no_max_length(fields)
         generation = None if fields is None else build_generation_config(fields, self.tokenizer, chat=chat)
         batch_size = self.arguments.per_device_eval_batch_size
         if generation is not None:

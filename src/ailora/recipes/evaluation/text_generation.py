@@ -106,6 +106,17 @@ def _validate_fields(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBa
             "evaluation.generate: return_dict_in_generate must be false, because only generated texts are used, "
             f"got {fields['return_dict_in_generate']}"
         )
+
+
+def validate_no_max_length(fields: Mapping[str, Any]) -> None:
+    """Refuse the field `max_length` of a generation configuration.
+
+    Args:
+        fields: Fields of `transformers.GenerationConfig`.
+
+    Raises:
+        InputError: `max_length` is set.
+    """
     # With both, transformers silently ignores max_length. It also counts the prompt, which may be longer.
     if fields.get("max_length") is not None:
         raise InputError(

@@ -20,7 +20,11 @@ from ailora.plain_data import validate_plain_data
 from ailora.plan.task_type import TaskType, parse_task_type
 from ailora.recipes.data.language_rows import Row
 from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
-from ailora.recipes.evaluation.text_generation import build_generation_config, generate_texts
+from ailora.recipes.evaluation.text_generation import (
+    build_generation_config,
+    generate_texts,
+    validate_no_max_length,
+)
 from ailora.recipes.language_model import LanguageRecipe
 from ailora.recipes.position_limits import PositionLimits
 from ailora.recipes.recipe import Model
@@ -89,6 +93,7 @@ class TextGenerator:
             raise InputError(
                 "the tokenizer has no chat template; omit --chat to complete the prompt without a template"
             )
+        validate_no_max_length(fields)
         config = build_generation_config(fields, tokenizer, chat=chat)
         origins = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
         rows = [
