@@ -296,7 +296,10 @@ def test_a_damaged_adapter_is_named(config: dict[str, Any], tmp_path: Path) -> N
         ("data.train=nowhere.tsv", "no such file"),
         ("data.label=gold", "no column 'gold'"),
         ("metric=pearson", "label must be a finite number for regression"),
-        ("data.columns=[sentence, label]", r"train\.tsv:1: the line equals data\.columns; remove data\.columns"),
+        (
+            "data.columns=[sentence, label]",
+            r"train\.tsv:1: the first line is a header .sentence, label., but data\.columns",
+        ),
         ("adapter.rank=64", "rank must be .* from 1 to 32, got 64"),
         ("model=./nowhere", "is not a folder"),
         ("training.eval_strategy=sometimes", "training.*sometimes"),

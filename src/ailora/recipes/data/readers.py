@@ -164,8 +164,9 @@ def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | N
             elif columns and not rows and tuple(fields) == header:
                 # Read as a row, the header line would add a class, or a text to learn.
                 raise InputError(
-                    f"{file}:{reader.line_num}: the line equals data.columns; remove data.columns, because the file "
-                    "has a header"
+                    f"{file}:{reader.line_num}: the first line is a header ({', '.join(header)}), but data.columns "
+                    "says that files have none; remove the line from the file, or data.columns from the configuration "
+                    "of a new run"
                 )
             else:
                 rows.append(tuple(fields))
