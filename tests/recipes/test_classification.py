@@ -256,6 +256,20 @@ def test_scores_of_a_model_in_half_precision_are_probabilities() -> None:
     assert sum(scores) == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.parametrize("bad", [[np.nan, np.nan], [np.inf, 1.0], [np.inf, np.inf]])
+def test_rows_whose_logits_are_not_finite_have_no_prediction(bad: list[float]) -> None:
+    """As for the scores of a split, which are then NaN, a row of NaN is no prediction of the first class."""
+    examples = Examples([("a",), ("b",)], None, ["f:2", "f:3"])
+    predictions = Predictions(np.array([bad, [0.0, 1.0]]), None)
+    frame = predictions.to_frame(Labels(("no", "yes")), examples)
+    assert frame["prediction"].isna().tolist() == [True, False]
+    assert frame["prediction"][1] == "yes"
+    assert np.isnan(frame["scores"][0]).all()
+    assert sum(frame["scores"][1]) == pytest.approx(1)
+    numbers = Predictions(np.array([bad[:1], [0.5]]), None).to_frame(Labels(None), examples)["prediction"]
+    assert numbers.isna().tolist() == [True, False]
+
+
 def test_a_finished_run_is_not_run_again(config: dict[str, Any], tmp_path: Path) -> None:
     result = run(config)
     before = (tmp_path / "run" / "result.json").stat().st_mtime_ns

@@ -15,7 +15,7 @@ from ailora.report.build import build_page
 from ailora.report.document import Chapter, Charts, Code, Note, Page, Paragraphs, ReportTable
 from ailora.report.html import render
 from ailora.report.run_page import run_chapter
-from ailora.report.run_reader import read_run
+from ailora.report.run_reader import count_predictions, read_run
 from tests.report.sample_studies import TEXTS, run_folder
 
 
@@ -157,6 +157,15 @@ def test_predictions_are_a_matrix_of_classes(tmp_path: Path) -> None:
     assert isinstance(heat, Heatmap)
     assert heat.values == ((1.0, 1.0), (0.0, 1.0))
     assert heat.caption.endswith("2 of 3 predictions equal the label.")
+    # Logits that are not finite give no prediction; a class may be named None.
+    frame["prediction"] = ["0", None, "1"]
+    frame.to_parquet(folder / "predictions.parquet")
+    run = read_run(folder, "run")
+    run.result["labels"] = ["0", "1", "None"]
+    assert count_predictions(run) == (["0", "1", "None"], [[1, 0, 0], [0, 1, 0], [0, 0, 0]], "test")
+    frame.assign(prediction=None).to_parquet(folder / "predictions.parquet")
+    assert count_predictions(run) == (["0", "1", "None"], [[0] * 3] * 3, "test")
+    assert render(Page("no predictions", (chapter_of(folder),)))
     (folder / "predictions.parquet").write_text("no")
     chapter = chapter_of(folder)
     assert not blocks(chapter, "Metrics", Charts)

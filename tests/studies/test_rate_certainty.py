@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ailora.recipes.evaluation.classification_metrics import METRICS
@@ -185,6 +186,16 @@ def test_a_regression_is_resampled_by_its_own_metric(tmp_path: Path) -> None:
     assert scores is not None
     assert scores.shape == (5, 2)
     assert scores == pytest.approx(np.tile([1.0, -1.0], (5, 1)))
+
+
+@pytest.mark.parametrize("missing", [["0", None], [None, None]])
+def test_a_run_that_lacks_a_prediction_is_not_resampled(tmp_path: Path, missing: list[str | None]) -> None:
+    """Logits that are not finite give no prediction."""
+    frame = pd.DataFrame(
+        {"split": "validation", "label": ["0", "1"], "prediction": missing, "scores": [[0.5, 0.5]] * 2}
+    )
+    frame.to_parquet(tmp_path / "predictions.parquet")
+    assert score_resamples([outcome(0.5, folder=str(tmp_path))], "validation", "accuracy", n_resamples=5) is None
 
 
 def test_a_run_with_damaged_predictions_is_not_resampled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

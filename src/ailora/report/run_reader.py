@@ -101,7 +101,8 @@ def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None
         run: The run. If its predictions cannot be read, a note is added to it.
 
     Returns:
-        The names of the classes, counts[true][predicted], and the split; None if the run predicts no classes.
+        The names of the classes, counts[true][predicted], and the split; None if the run predicts no classes. Rows
+        without a prediction, whose logits were not finite, are not counted.
     """
     labels = run.result.get("labels")
     if not isinstance(labels, list):
@@ -111,7 +112,8 @@ def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None
     if predictions is None:
         return None
     split = "test" if "test" in set(predictions["split"]) else "validation"
-    reported = predictions.loc[predictions["split"] == split]
+    # As text, a missing prediction would be a class "None".
+    reported = predictions.loc[predictions["split"] == split].dropna(subset=["prediction"])
     names = [str(label) for label in labels]
     table = pd.crosstab(reported["label"].astype(str), reported["prediction"].astype(str))
     # The crosstab lacks classes without a label or without a prediction.

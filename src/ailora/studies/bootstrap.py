@@ -26,8 +26,9 @@ def bootstrap_score_difference(method: MethodResult, baseline: MethodResult, des
     """Bootstrap the difference in score, method minus baseline, at the best learning rate of each.
 
     Returns:
-        The difference with its interval; None if the methods share no seed, if a run has no stored predictions, if
-        runs were evaluated on different examples, or if the metric is not computed from predictions.
+        The difference with its interval; None if the methods share no seed, if a run has no stored predictions or
+        lacks the prediction of a row, if runs were evaluated on different examples, or if the metric is not computed
+        from predictions.
     """
     split, metric = design.report_split(method.condition), design.metric(method.condition)
     seeds = sorted(method.at_best.keys() & baseline.at_best.keys())
@@ -57,8 +58,8 @@ def score_resamples(runs: Sequence[TrialResult], split: str, metric: str, *, n_r
         n_resamples: Number of resamples.
 
     Returns:
-        Scores, (resamples, runs); None if there is no run, if a run has no stored predictions, if runs were evaluated
-        on different examples, or if the metric is not computed from predictions.
+        Scores, (resamples, runs); None if there is no run, if a run has no stored predictions or lacks the prediction
+        of a row, if runs were evaluated on different examples, or if the metric is not computed from predictions.
     """
     split_predictions = _SplitPredictions.read(runs, split, metric)
     if split_predictions is None:
@@ -96,8 +97,8 @@ class _SplitPredictions:
     def read(cls, runs: Sequence[TrialResult], split: str, metric: str) -> _SplitPredictions | None:
         """Read the predictions of runs.
 
-        Returns None if there is no run, if a run has no stored predictions, if runs were evaluated on different
-        examples, or if the metric is not computed from predictions.
+        Returns None if there is no run, if a run has no stored predictions or lacks the prediction of a row, if runs
+        were evaluated on different examples, or if the metric is not computed from predictions.
         """
         if metric not in METRICS or not runs:
             return None
@@ -106,6 +107,9 @@ class _SplitPredictions:
         for run in runs:
             frame = _read_predictions(run, split, columns)
             if frame is None or (frames and not frame["label"].equals(frames[0]["label"])):
+                return None
+            # Such a run has no score, and neither have resamples with the row.
+            if frame["prediction"].isna().to_numpy().any():
                 return None
             frames.append(frame)
         values = [frames[0]["label"].to_numpy(), *(frame["prediction"].to_numpy() for frame in frames)]

@@ -70,15 +70,20 @@ class Predictions:
 
         Returns:
             Table with the columns `row`, `label` (if the examples have labels), `prediction`, and for classification
-            `scores`: the class probabilities in the order of `labels.names`.
+            `scores`: the class probabilities in the order of `labels.names`. For rows with a logit that is not finite,
+            the prediction is missing, and the probabilities are NaN.
         """
-        predicted = [labels.decode(value) for value in predict_labels(self.logits, labels)]
-        columns: dict[str, Any] = {"row": range(len(predicted))}
+        finite = _find_finite_rows(self.logits)
+        columns: dict[str, Any] = {"row": range(len(self.logits))}
+        missing = math.nan if labels.names is None else None
         if examples.labels is not None:
             columns["label"] = [labels.decode(value) for value in examples.encode_labels(labels)]
-        columns["prediction"] = predicted
+        columns["prediction"] = [
+            labels.decode(value) if is_finite else missing
+            for value, is_finite in zip(predict_labels(self.logits, labels), finite, strict=True)
+        ]
         if labels.names is not None:
-            columns["scores"] = list(_softmax(self.logits))
+            columns["scores"] = list(_softmax(np.where(finite[:, None], self.logits, math.nan)))
         return pd.DataFrame(columns)
 
 
@@ -109,8 +114,7 @@ def score_logits(metrics: tuple[str, ...], labels: Labels, logits: np.ndarray, e
     Returns:
         Metrics by name; all NaN if a logit is not finite, as after a diverged training.
     """
-    # NaN is the maximum of a row, so such a row would count as a prediction of the first class.
-    if not np.isfinite(logits).all():
+    if not _find_finite_rows(logits).all():
         return dict.fromkeys(metrics, math.nan)
     return compute_metrics(metrics, encoded, predict_labels(logits, labels), classes=labels.num_labels)
 
@@ -118,6 +122,12 @@ def score_logits(metrics: tuple[str, ...], labels: Labels, logits: np.ndarray, e
 def predict_labels(logits: np.ndarray, labels: Labels) -> np.ndarray:
     """Return class ids (rows,) for logits (rows, classes), or numbers (rows,) for a regression's logits (rows, 1)."""
     return logits.argmax(axis=1) if labels.names is not None else logits[:, 0]
+
+
+def _find_finite_rows(logits: np.ndarray) -> np.ndarray:
+    """Return a mask (rows,) of the rows whose logits (rows, classes) are all finite. Only these have a prediction."""
+    # `argmax` returns the position of a NaN, so a row of NaN would count as a prediction of the first class.
+    return np.asarray(np.isfinite(logits).all(axis=1))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
