@@ -164,6 +164,13 @@ def test_positions_counted_from_the_padding_token_keep_it(tiny_llama: str, tmp_p
     assert load_classifier(str(tmp_path / "roberta"), Labels(("a", "b")), tokenizer).config.pad_token_id == 1
 
 
+def test_a_tokenizer_without_a_padding_token_keeps_that_of_the_model(tiny_llama: str) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    own = tokenizer.pad_token_id
+    tokenizer.pad_token = None
+    assert load_classifier(tiny_llama, Labels(("a", "b")), tokenizer).config.pad_token_id == own
+
+
 def test_a_sample_keeps_the_classes_of_all_rows(config: dict[str, Any], tmp_path: Path) -> None:
     for split in ("train", "validation"):
         (tmp_path / f"{split}.tsv").write_text("sentence\tlabel\n" + "".join(f"word\t{i % 20}\n" for i in range(100)))

@@ -67,7 +67,9 @@ def load_classifier(
     Args:
         path: Folder or hub id.
         labels: Labels of the task.
-        tokenizer: Tokenizer of the model, which pads the rows. Its padding token is set on the model.
+        tokenizer: Tokenizer of the model, which pads the rows. Its padding token is set on the model, except on models
+            such as RoBERTa, which count positions from their own padding token. A tokenizer without a padding token
+            leaves that of the model unchanged.
         quantization: Quantization of the weights on loading.
 
     Returns:
@@ -88,7 +90,12 @@ def load_classifier(
 
 
 def _set_padding_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set the padding token of a classifier to that of the tokenizer."""
+    """Set the padding token of a classifier to that of the tokenizer.
+
+    Models that count positions from their own padding token keep it, as do all models if the tokenizer has none.
+    """
+    if tokenizer.pad_token_id is None:
+        return
     # A causal model classifies a row by its last token other than padding. With a different padding token (None, or the
     # 0 of many Llamas whose tokenizers have none), it would read padding as text, and scores would depend on the batch.
     # Models such as RoBERTa count positions from their own padding token, and do not search for the last token.
