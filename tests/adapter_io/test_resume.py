@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import ailora
+from ailora import distributed
 from ailora.checkpoints import init
 from ailora.lora.anchored_factor import AnchoredFactor
 from tests.contracts.test_adapted_model import close
@@ -130,6 +131,23 @@ def test_from_a_checkpoint_below_the_sidecar(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "checkpoints" / "checkpoint-2")
     (tmp_path / "ailora.json").write_text(_sidecar(model))
     same_state(ailora.resume(LLAMA.model(), tmp_path / "checkpoints" / "checkpoint-2"), model)
+
+
+def test_a_single_rank_resumes_without_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = ailora.adapt(LLAMA.model(), rank=2)
+    ailora.save_adapter(adapted, tmp_path)
+
+    def broadcast(*_: object) -> None:
+        raise AssertionError("waits for the other ranks")
+
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "broadcast", broadcast)
+    same_state(ailora.resume(LLAMA.model(), tmp_path), adapted)
+    other = LLAMA.model()
+    with torch.no_grad():
+        other.model.layers[0].self_attn.q_proj.weight.fill_(0.5)
+    with pytest.raises(ailora.ModelError, match="differs from the adapter's base"):
+        ailora.resume(other, tmp_path)
 
 
 def test_where_no_sidecar_is_known_it_is_asked_for(tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ def disturbed(model: nn.Module) -> nn.Module:
     return model
 
 
+def fill(model: nn.Module, value: float) -> nn.Module:
+    """The model with a query weight that has this value everywhere."""
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.fill_(value)
+    return model
+
+
 @check
 def a_failure_of_one_process_is_known_to_all(folder: Path) -> None:
     @contextmanager
@@ -164,6 +171,19 @@ def only_the_first_process_must_have_read_the_weights(folder: Path) -> None:
     with pytest.raises(ailora.ModelError, match="NaN or infinite"):
         ailora.adapt(model, **OPTIONS)
     assert type(model.model.layers[0].self_attn.q_proj) is nn.Linear
+
+
+@check
+def a_single_process_may_resume(folder: Path) -> None:
+    adapted = ailora.adapt(base(), **OPTIONS)
+    if dist.get_rank() == 0:
+        file = ailora.save_adapter(adapted, folder / "single")
+        validate_close(parts(ailora.resume(base(), file)), parts(adapted))
+        with pytest.raises(ailora.ModelError, match="differs from the adapter's base"):
+            ailora.resume(fill(base(), 0.5), file)
+    dist.barrier()
+    if dist.get_rank() == 1:
+        validate_close(parts(ailora.resume(base(), folder / "single")), parts(adapted))
 
 
 @check

@@ -15,6 +15,7 @@ from ailora.adapter_io.completeness import original_name, validate_saved_modules
 from ailora.adapter_io.lora_weights import PREFIX
 from ailora.adapter_io.peft_config_file import CONFIG_NAME
 from ailora.adapter_io.projection_factors import ProjectionFactors
+from ailora.distributed import is_main
 from ailora.errors import AnchorMismatchError, InputError, ModelError
 from ailora.inits import Factors
 from ailora.lora.adapt import compute_shared_factors
@@ -28,7 +29,7 @@ from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import read_tensor
 from ailora.weights.base_weight import BaseWeight, select_rows, tensors_by_name
-from ailora.weights.dtensor import distribute_like
+from ailora.weights.dtensor import any_dtensor, distribute_like
 from ailora.weights.tied_weights import format_resize_hint
 
 
@@ -39,6 +40,10 @@ def resume(
 
     The anchor is read from the file, so no weight is decomposed. Only a Trainer's checkpoint in the residual form lacks
     the anchor. For such a checkpoint, the initial factors are computed again.
+
+    Under torch.distributed, a single rank may call this function for a base model that is neither sharded nor adapted
+    and a file with the anchor. Otherwise, call it on every rank. Rank 0 compares the weights with the adapter's base.
+    Other ranks do not, because they may not have read their weights; a launcher ends them if rank 0 fails.
 
     Args:
         model: Base model of the adapter.
@@ -225,12 +230,19 @@ def _validate_saved_shapes(model: nn.Module, checkpoint: AdapterCheckpoint) -> N
 def _validate_same_base(
     plan: Plan, weights: Mapping[str, BaseWeight], metadata: AdapterMetadata, *, base: nn.Module
 ) -> None:
-    """Refuse a model if its weights differ from the adapter's base in shape, or by more than the dtype."""
+    """Refuse a model if its weights differ from the adapter's base in shape, or by more than the dtype.
+
+    Ranks other than 0 compare only shapes, unless the model is sharded.
+    """
     for module, weight in weights.items():
         planned = plan.modules[module][0].projection.shape
         if weight.shape != planned:
             hint = format_resize_hint(base, module, weight.shape, planned)
             raise ModelError(f"{module} has the shape {weight.shape}, but the adapter was made for {planned}{hint}")
+    # Other ranks may not have read their weights. The result is not broadcast, because a single rank may call `resume`;
+    # a launcher ends the other ranks if rank 0 fails. Sharded weights were read, and gathering them needs every rank.
+    if not is_main() and not any_dtensor(base.parameters()):
+        return
     if module := find_changed_weight(weights, metadata):
         raise ModelError(
             f"{module}: the weight differs from the adapter's base ({metadata.base_model}). Load that base model; "

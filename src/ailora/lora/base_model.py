@@ -8,7 +8,6 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from ailora.distributed import compute_on_rank0_and_broadcast
 from ailora.errors import ModelError
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.weights.base_weight import BaseWeight, matches_fingerprint
@@ -47,8 +46,8 @@ def find_changed_weight(weights: Mapping[str, BaseWeight], metadata: AdapterMeta
     """Find the first base weight that differs from its fingerprint in an adapter's metadata.
 
     Weights without a comparable fingerprint count as unchanged: those that the adapter does not adapt, quantized
-    weights, and weights in a coarser dtype. All ranks must call this function: rank 0 compares its weights, because
-    other ranks may not have loaded theirs.
+    weights, and weights in a coarser dtype. Each rank compares its own weights, without waiting for other ranks. Only
+    sharded weights are gathered, so all ranks must call this function for them.
 
     Args:
         weights: Base weights by module name.
@@ -69,6 +68,4 @@ def find_changed_weight(weights: Mapping[str, BaseWeight], metadata: AdapterMeta
         weight.validate_loaded()
         return matches_fingerprint(weight.stored(), expected, planned[module][0].projection.dtype) is False
 
-    return compute_on_rank0_and_broadcast(
-        lambda: next((module for module, weight in weights.items() if differs(module, weight)), None)
-    )
+    return next((module for module, weight in weights.items() if differs(module, weight)), None)

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 
+from ailora.distributed import compute_on_rank0_and_broadcast
 from ailora.errors import ModelError
 from ailora.lora.adapter_name import validate_adapter_name, validate_existing_names
 from ailora.lora.anchored_lora_model import AnchoredLoraModel
@@ -175,7 +177,8 @@ def _validate_unchanged_base(model: nn.Module, weights: Mapping[str, BaseWeight]
     model that exists only in this process.
     """
     for adapter_name, metadata in _get_all_metadata(model).items():
-        if module := find_changed_weight(weights, metadata):
+        # Rank 0 decides for all ranks, because other ranks may not have read their weights.
+        if module := compute_on_rank0_and_broadcast(partial(find_changed_weight, weights, metadata)):
             raise ModelError(
                 f"{module}: the base weight has changed since the adapter {adapter_name!r} was added, as merging and "
                 "unmerging it does by rounding. An adapter for this weight would fit no saved model: load the base "
