@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft.tuners.lora import LoraModel
+from safetensors.torch import load_file
 from torch import nn
 
 import ailora
@@ -142,6 +144,35 @@ def test_an_adapter_that_peft_added_under_such_a_name_is_refused() -> None:
     with pytest.raises(ailora.ModelError, match=r"the model has an adapter 'query', and names of .* tensors contain"):
         ailora.adapt(model)
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "message"),
+    [("anchored", "query", "'query' cannot be used"), ("residual", "second", "another adapter cannot be added")],
+)
+def test_a_weighted_adapter_that_is_refused_leaves_no_name(form: str, name: str, message: str, tmp_path: Path) -> None:
+    """PEFT would leave the tensors with the name out of all files that are saved later, silently."""
+    model = ailora.adapt(FAMILY.model(), form=form)
+    saved = load_file(ailora.save_adapter(model, tmp_path / "before") / "adapter_model.safetensors")
+    before = snapshot(model)
+    with pytest.raises(ailora.AiloraError, match=message):
+        model.add_weighted_adapter(["default"], [1.0], name)
+    assert list(model.peft_config) == ["default"]
+    assert_unchanged(model, before)
+    again = load_file(ailora.save_adapter(model, tmp_path / "after") / "adapter_model.safetensors")
+    assert again.keys() == saved.keys()
+    assert all(torch.equal(tensor, saved[key]) for key, tensor in again.items())
+
+
+def test_no_file_is_saved_beside_an_adapter_with_the_name_of_tensors(tmp_path: Path) -> None:
+    model = ailora.adapt(FAMILY.model())
+    model.peft_config["query"] = LoraConfig(r=2, target_modules=["key"])
+    LoraModel.inject_adapter(model.base_model, model.get_base_model(), "query")
+    with pytest.raises(ailora.ModelError, match=r"the model has an adapter 'query', and names of .* tensors contain"):
+        ailora.save_adapter(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    model.delete_adapter("query")
+    assert ailora.save_adapter(model, tmp_path / "adapter")
 
 
 def test_the_parts_of_a_factor_do_not_take_names() -> None:

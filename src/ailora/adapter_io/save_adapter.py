@@ -21,6 +21,7 @@ from ailora.distributed import is_main, process_count, raise_on_all_ranks
 from ailora.errors import ModelError
 from ailora.inits import Factors
 from ailora.lora.adapt import get_plan
+from ailora.lora.adapter_name import validate_existing_names
 from ailora.lora.base_model import validate_unmerged
 from ailora.lora.fused_factor import FusedFactor
 from ailora.lora.initial_factors import InitialFactors
@@ -58,8 +59,8 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
 
     Raises:
         InputError: The folder is a file, or another process is writing to it. Ranks wait for each other.
-        ModelError: The model has no adapter of that name made by ailora, or PEFT does not find the adapter because
-            layers were renamed.
+        ModelError: The model has no adapter of that name made by ailora, another adapter has a name within the names of
+            tensors, or PEFT does not find the adapter because layers were renamed.
 
     Examples:
         >>> from ailora import adapt
@@ -70,6 +71,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         ['adapter_config.json', 'adapter_model.safetensors', 'ailora.json']
     """
     plan, base = get_plan(model, adapter_name), model.get_base_model()
+    validate_existing_names(model)
     # Users may have named the classes after `adapt`.
     metadata = get_metadata(model, adapter_name).with_model_config(getattr(base, "config", None))
     folder = expand_home(folder)

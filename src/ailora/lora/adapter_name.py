@@ -59,8 +59,8 @@ def validate_existing_names(model: PeftModel) -> None:
         if adapter_name in components:
             raise ModelError(
                 f"the model has an adapter {adapter_name!r}, and names of the model's tensors contain "
-                f"{adapter_name!r}: PEFT would leave these tensors out of the files of other adapters. Load the "
-                "adapter under a different name"
+                f"{adapter_name!r}: PEFT would leave these tensors out of the files of other adapters. Delete the "
+                "adapter, or load it under a different name"
             )
 
 

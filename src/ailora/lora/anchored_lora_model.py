@@ -37,10 +37,16 @@ class AnchoredLoraModel(LoraModel):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        validate_no_tensor_name(self.model, adapter_name)
-        if self._find_source(adapter_name) is None:
-            self._validate_no_residual("another adapter cannot be added")
-        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        try:
+            validate_no_tensor_name(self.model, adapter_name)
+            if self._find_source(adapter_name) is None:
+                self._validate_no_residual("another adapter cannot be added")
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        except Exception:
+            # PEFT's `add_weighted_adapter` leaves the name of a refused adapter in `peft_config`. PEFT would then leave
+            # all tensors with this name out of the files of other adapters.
+            self.peft_config.pop(adapter_name, None)
+            raise
         # The new adapter may have the name of a deleted one, whose metadata do not describe it.
         self.ailora_metadata = {name: data for name, data in self.ailora_metadata.items() if name != adapter_name}
         source = self._find_source(adapter_name)
