@@ -175,6 +175,14 @@ def test_no_file_is_saved_beside_an_adapter_with_the_name_of_tensors(tmp_path: P
     assert ailora.save_adapter(model, tmp_path / "adapter")
 
 
+def test_a_variant_of_pefts_does_not_take_its_own_name() -> None:
+    """MonteCLoRA has modules of adapters beside `lora_A` and `lora_B`, as KaSA and Arrow have."""
+    config = LoraConfig(r=2, target_modules=["key"], monteclora_config={"buffer_size": 1})
+    model = ailora.adapt(get_peft_model(FAMILY.model(), config), rank=2, adapter_name="second")
+    assert any("lora_monteclora_sampler.default" in name for name, _ in model.named_modules())
+    assert list(model.peft_config) == ["default", "second"]
+
+
 def test_the_parts_of_a_factor_do_not_take_names() -> None:
     """State dicts do not contain them."""
     model = ailora.adapt(ailora.adapt(FAMILY.model(), rank=2), rank=2, adapter_name="delta")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
+from collections.abc import Iterator
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -13,16 +13,13 @@ from ailora.lora.base_model import get_base_model
 
 #: Maximum length of a folder name in common file systems.
 _MAX_NAME_BYTES = 255
-#: Modules of PEFT below which names contain those of adapters.
-_PEFT_CONTAINERS = frozenset(
-    {
-        *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_dropout"),
-        *("modules_to_save", "token_adapter"),
-    }
-)
 #: Components of tensor names that PEFT adds to those of the base model, and the names of most parameters.
 _PEFT_COMPONENTS = frozenset(
-    {*_PEFT_CONTAINERS, "base_model", "model", "base_layer", "original_module", "weight", "bias"}
+    {
+        *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_dropout"),
+        *("base_model", "model", "base_layer", "original_module", "modules_to_save", "token_adapter"),
+        *("weight", "bias"),
+    }
 )
 
 
@@ -85,10 +82,17 @@ def validate_no_tensor_name(base: nn.Module, adapter_name: str) -> None:
 def _get_name_components(base: nn.Module) -> frozenset[str]:
     """Return the components, between dots, of all tensor names of a base model, without those of its adapters."""
     names = (name for named in (base.named_modules, base.named_parameters) for name, _ in named(remove_duplicate=False))
-    # Below a container are the names of adapters, and names that the base model has too.
-    return _PEFT_COMPONENTS.union(
-        *(takewhile(lambda component: component not in _PEFT_CONTAINERS, name.split(".")) for name in names)
-    )
+    return _PEFT_COMPONENTS.union(*(_split_above_adapters(name) for name in names))
+
+
+def _split_above_adapters(name: str) -> Iterator[str]:
+    """Split a name at the dots, up to the first module of PEFT whose children have the names of adapters."""
+    for component in name.split("."):
+        yield component
+        # Variants of LoRA have additional modules, such as `lora_diag` of KaSA. The names of all start alike. Below
+        # these modules are the names of adapters, and names that the base model has too.
+        if component.startswith("lora_") or component in {"modules_to_save", "token_adapter"}:
+            return
 
 
 def _is_usable_name(name: str) -> bool:
