@@ -415,12 +415,37 @@ def test_a_failure_while_loading_leaves_the_base_alone(
     base = LLAMA.model()
     before = state(base)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **options: object) -> None:
         raise OSError("stale file handle")
 
     monkeypatch.setattr(importlib.import_module("ailora.adapter_io.resume"), "_load_tensors", fail)
     with pytest.raises(OSError, match="stale"):
         ailora.resume(base, tmp_path)
+    assert state(base).keys() == before.keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in base.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_a_failure_after_loading_restores_the_tensors_of_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = ailora.adapt(LLAMA.model(), rank=2)
+    sidecar = ailora.save_adapter(adapted, tmp_path / "own") / "ailora.json"
+    with torch.no_grad():
+        adapted.get_base_model().model.embed_tokens.weight.add_(1)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    shutil.copy(sidecar, tmp_path / "adapter")
+    base = LLAMA.model()
+    before = state(base)
+
+    def load_and_fail(self: nn.Module, *args: Any, **options: Any) -> None:
+        nn.Module.load_state_dict(self, *args, **options)
+        assert not torch.equal(base.model.embed_tokens.weight, before["model.embed_tokens.weight"])
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(PeftModel, "load_state_dict", load_and_fail)
+    with pytest.raises(OSError, match="stale"):
+        ailora.resume(base, tmp_path / "adapter")
     assert state(base).keys() == before.keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in base.state_dict().items())
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.completeness import original_name, validate_saved_modules
@@ -92,7 +93,7 @@ def resume(
         adapter_name=adapter_name,
         metadata=adapter_metadata,
         residuals=compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else [],
-        load=lambda adapted: _load_tensors(adapted, checkpoint, plan, adapter_name),
+        load=lambda adapted, undo: _load_tensors(adapted, checkpoint, plan, adapter_name, undo=undo),
     )
 
 
@@ -155,8 +156,12 @@ def _initial_factors(stored: ProjectionFactors, plan: Plan, folder: Path) -> Ini
     return InitialFactors(stored.planned, Factors(A.contiguous(), B.contiguous()))
 
 
-def _load_tensors(model: PeftModel, checkpoint: AdapterCheckpoint, plan: Plan, adapter_name: str) -> None:
+def _load_tensors(
+    model: PeftModel, checkpoint: AdapterCheckpoint, plan: Plan, adapter_name: str, *, undo: ExitStack
+) -> None:
     """Copy the tensors of a file into an adapter with the modules of the file.
+
+    Before tensors of the base model itself are overwritten, callbacks that restore them are registered with `undo`.
 
     Raises:
         ModelError: The model has no place for a tensor of the file. No tensor is copied then.
@@ -164,6 +169,31 @@ def _load_tensors(model: PeftModel, checkpoint: AdapterCheckpoint, plan: Plan, a
     # PEFT's `set_peft_model_state_dict` first renames tensors as transformers does for old checkpoints. In some models,
     # this also renames current modules (MaskFormer's Swin backbone), and PEFT silently drops their tensors.
     base = model.get_base_model()
+    state = _read_factors(base, checkpoint, plan, adapter_name)
+    heads = _map_saved_names(base, adapter_name)
+    # PEFT saves a resized vocabulary without `modules_to_save`: such a tensor belongs to the base model.
+    state |= {PREFIX + heads.get(name, name): read_tensor(stored) for name, stored in checkpoint.saved.items()}
+    tensors = tensors_by_name(model)
+    packed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, PackedFactor)}
+    if unexpected := sorted(state.keys() - tensors.keys() - packed):
+        raise ModelError(
+            f"the {type(base).__name__} has no place for {unexpected[0].removeprefix(PREFIX)} of {checkpoint.folder}: "
+            "resume the adapter in a freshly loaded base model"
+        )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    # Distributing is collective, so all processes must keep the same order. A packed factor, which is no parameter,
+    # takes a plain tensor.
+    for name, tensor in state.items():
+        if name in parameters:
+            state[name] = distribute_like(tensor, parameters[name])
+    for name in checkpoint.saved.keys() - heads.keys():
+        stored = tensors[PREFIX + name].detach()
+        undo.callback(stored.copy_, stored.clone())
+    model.load_state_dict(state, strict=False)
+
+
+def _read_factors(base: nn.Module, checkpoint: AdapterCheckpoint, plan: Plan, adapter_name: str) -> dict[str, Tensor]:
+    """Read the factors and magnitudes of a file, by their names in a model with the adapter."""
     state = {}
     converts = plan.form is Form.RESIDUAL and checkpoint.contains_anchor(plan)
     for module, weights in checkpoint.modules.items():
@@ -179,22 +209,7 @@ def _load_tensors(model: PeftModel, checkpoint: AdapterCheckpoint, plan: Plan, a
                 # The residual form trains `A = A0 + dA` and `B = B0 + dB`.
                 converted = factor.from_file(tensor) if converts and isinstance(factor, PackedFactor) else tensor
                 state[f"{PREFIX}{module}.{part}.{adapter_name}.weight"] = converted
-    heads = _map_saved_names(base, adapter_name)
-    # PEFT saves a resized vocabulary without `modules_to_save`: such a tensor belongs to the base model.
-    state |= {PREFIX + heads.get(name, name): read_tensor(stored) for name, stored in checkpoint.saved.items()}
-    packed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, PackedFactor)}
-    if unexpected := sorted(state.keys() - tensors_by_name(model).keys() - packed):
-        raise ModelError(
-            f"the {type(base).__name__} has no place for {unexpected[0].removeprefix(PREFIX)} of {checkpoint.folder}: "
-            "resume the adapter in a freshly loaded base model"
-        )
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    # Distributing is collective, so all processes must keep the same order. A packed factor, which is no parameter,
-    # takes a plain tensor.
-    for name, tensor in state.items():
-        if name in parameters:
-            state[name] = distribute_like(tensor, parameters[name])
-    model.load_state_dict(state, strict=False)
+    return state
 
 
 def _map_saved_names(base: nn.Module, adapter_name: str) -> dict[str, str]:

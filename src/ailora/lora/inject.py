@@ -66,7 +66,7 @@ def inject(
     adapter_name: str,
     metadata: AdapterMetadata,
     residuals: Sequence[Residual] = (),
-    load: Callable[[PeftModel], None] | None = None,
+    load: Callable[[PeftModel, ExitStack], None] | None = None,
 ) -> PeftModel:
     """Inject an adapter into every planned projection. If an error is raised, the model is unchanged.
 
@@ -77,7 +77,8 @@ def inject(
         adapter_name: PEFT's name for the adapter.
         metadata: Metadata of the adapter, for `get_metadata`.
         residuals: Residual weights that replace the base weights in the residual form. Empty in all other forms.
-        load: Function that loads saved tensors into the adapted model. None keeps the initial factors.
+        load: Function that loads saved tensors into the adapted model. Before it overwrites tensors of the base model,
+            it registers callbacks with the `ExitStack` that restore them. None keeps the initial factors.
 
     Returns:
         The adapted model: `model` if already a `PeftModel`, else a new `PeftModel`.
@@ -92,12 +93,12 @@ def inject(
         layers = _get_planned_layers(base, plan, adapter_name)
         for module, group in _group_by_module(factors).items():
             set_factors(layers[module], group, adapter_name, plan)
-        # If a residual cannot be written or `load` fails, `undo` restores the weights that are already overwritten.
+        # If a residual cannot be written or `load` fails, `undo` restores the tensors that are already overwritten.
         with ExitStack() as undo:
             for residual in residuals:
                 residual.write(undo)
             if load is not None:
-                load(adapted)
+                load(adapted, undo)
             undo.pop_all()
     metadata_by_name = _get_all_metadata(adapted)
     # This hook checks the anchors of all adapters before any tensor is loaded. The hooks of single factors would find
