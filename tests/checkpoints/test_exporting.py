@@ -125,10 +125,10 @@ def test_servers_find_one_rank_and_one_whole_alpha(base: Path, options: dict[str
     assert report.error < 4 * torch.finfo(torch.float32).eps
 
 
-def test_an_adapter_on_residual_weights_is_saved_for_the_untouched_base_first(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_on_residual_weights_is_saved_for_the_unchanged_base_first(base: Path, tmp_path: Path) -> None:
     model = on_residual_weights(base, tmp_path / "trained")
     with pytest.raises(
-        ailora.InputError, match=r"needs residual weights: convert it to an adapter for the untouched base first"
+        ailora.InputError, match=r"needs residual weights: convert it to an adapter for the unchanged base model first"
     ):
         export(tmp_path / "trained", tmp_path / "out")
     ailora.save_adapter(ailora.resume(loaded(base), tmp_path / "trained"), tmp_path / "saved")

@@ -101,7 +101,7 @@ class AdapterCheckpoint:
             return False
         return any(planned.init.needs_anchor for planned in self.plan.modules[module])
 
-    def validate_untouched_base(self) -> None:
+    def validate_no_residual_base(self) -> None:
         """Refuse an adapter that needs residual weights.
 
         Raises:
@@ -110,7 +110,7 @@ class AdapterCheckpoint:
         if self.targets_residual_base:
             raise InputError(
                 f"{self.folder} is in the residual form and needs residual weights: convert it to an adapter for the "
-                "untouched base first, with ailora.save_adapter(ailora.resume(base_model, adapter), folder)"
+                "unchanged base model first, with ailora.save_adapter(ailora.resume(base_model, adapter), folder)"
             )
 
     @property

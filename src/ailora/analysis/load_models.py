@@ -127,7 +127,7 @@ def _load_adapter(adapter: AdapterCheckpoint, name: str, base: BaseWeights) -> A
         raise InputError(
             f"{adapter.folder} is a DoRA, whose update is not low-rank: analyse the merged model (`ailora merge`)"
         )
-    adapter.validate_untouched_base()
+    adapter.validate_no_residual_base()
     folder = model_folder(base.path)
     # Match modules by tensor: the class for the adapter's task and the class of the base name modules differently.
     model = load_on_meta(str(folder), adapter.task_type, any_class=True)

@@ -116,7 +116,7 @@ def export(
     torch_dtype = parse_dtype(dtype)
     checkpoint = AdapterCheckpoint.open(adapter)
     validate_plain(checkpoint.config, checkpoint.folder)
-    checkpoint.validate_untouched_base()
+    checkpoint.validate_no_residual_base()
     checkpoint.validate_finite()
     completeness_checked = _check_complete(checkpoint)
     _validate_target(rank, energy, checkpoint)

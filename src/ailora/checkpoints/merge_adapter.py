@@ -201,7 +201,7 @@ def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> No
     if adapter.needs_residual_weight(module):
         # A matching weight is the original weight. Factors for a residual weight would add the anchor twice.
         if same:
-            adapter.validate_untouched_base()
+            adapter.validate_no_residual_base()
     elif same is False:
         raise ModelError(
             f"{module}: the weight differs from the base of the adapter in {adapter.folder} ({metadata.base_model}); "
