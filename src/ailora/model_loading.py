@@ -13,6 +13,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -53,6 +54,16 @@ def auto_class(task_type: str) -> Any:
         InputError: The task type is unknown.
     """
     return getattr(transformers, TASKS[parse_task_type(task_type)].auto_class)
+
+
+def counts_positions_from_padding(model: nn.Module) -> bool:
+    """Return whether a model counts positions from its padding token, as RoBERTa does.
+
+    Such a model needs the padding token with which it was built. Other classifiers may search for the last token of a
+    row that is not padding; they need the padding token of their tokenizer.
+    """
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    return any(getattr(table, "padding_idx", None) is not None for table in tables)
 
 
 def validate_weights(name: Path | str, *, download: bool = False, digests: bool = False) -> None:

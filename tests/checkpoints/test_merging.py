@@ -578,6 +578,23 @@ def test_labels_and_padding_of_a_classifier_go_into_the_merged_model(tmp_path: P
     assert merged(input_ids=torch.tensor([[5, 6, 7], [5, 2, 2]])).logits.shape == (2, 3)
 
 
+def test_a_model_that_counts_positions_from_its_padding_keeps_it(tmp_path: Path) -> None:
+    """RoBERTa's embeddings are built with the padding token of the base, whatever the configuration says later."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = RobertaConfig(**sizes, vocab_size=64, max_position_embeddings=20, pad_token_id=1)
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path / "base")
+    model = RobertaForSequenceClassification.from_pretrained(tmp_path / "base").eval()
+    model.config.pad_token_id = 2
+    ailora.save_adapter(ailora.adapt(model, rank=2), tmp_path / "adapter")
+    merge(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out")
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert merged.config.pad_token_id == 1
+    inputs = {"input_ids": torch.tensor([[5, 2, 7, 1]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}
+    assert close(merged(**inputs).logits, model(**inputs).logits)
+
+
 def test_a_sum_that_is_not_finite_is_blamed_on_its_source(base: Path, adapter: Path, tmp_path: Path) -> None:
     """No other dtype would help."""
     large = Path(shutil.copytree(adapter, tmp_path / "large"))

@@ -25,6 +25,7 @@ from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import InputError, ModelError
 from ailora.formatting import truncate
 from ailora.library_versions import library_versions
+from ailora.model_loading import counts_positions_from_padding
 from ailora.plain_data import read_json_object
 from ailora.plan.task_type import get_task
 from ailora.safetensors_io import Checkpoint, parse_dtype, read_tensor
@@ -222,7 +223,9 @@ def _adapted_config(
         config.pop("num_labels", None)
     text_config = config.get("text_config")
     if task.pad_token_id is not None:
-        _set_padding_token(config, task.pad_token_id, is_classifier=get_task(adapter.task_type).predicts_classes)
+        # Other classifiers may search for the last token that is not padding; a different one would change scores.
+        searches = get_task(adapter.task_type).predicts_classes and not counts_positions_from_padding(model)
+        _set_padding_token(config, task.pad_token_id, replace=searches)
     for part in [config, text_config] if isinstance(text_config, dict) else [config]:
         if saved.vocabulary is not None and (part is text_config or not text_config or "vocab_size" in part):
             part["vocab_size"] = saved.vocabulary
@@ -292,22 +295,20 @@ def _format_config(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def _set_padding_token(config: dict[str, Any], token_id: int, *, is_classifier: bool) -> None:
+def _set_padding_token(config: dict[str, Any], token_id: int, *, replace: bool) -> None:
     """Set the padding token of training in a configuration.
 
     Args:
         config: Configuration of the merged model, changed in place.
         token_id: Padding token of training.
-        is_classifier: Whether the model classifies by the last token other than padding. A padding token of the base
-            that differs from that of training would then change its scores. In other models, the base's token stays.
+        replace: Whether to replace a token of the base, also in the nested configuration of the text model.
     """
     parts = [config, *([config["text_config"]] if isinstance(config.get("text_config"), dict) else [])]
-    present = [part for part in parts if part.get("pad_token_id") is not None]
-    if not present:
-        config["pad_token_id"] = token_id
-    elif is_classifier:
-        for part in present:
+    if replace:
+        for part in parts:
             part["pad_token_id"] = token_id
+    elif all(part.get("pad_token_id") is None for part in parts):
+        config["pad_token_id"] = token_id
 
 
 def _replace_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ailora.errors import InputError
-from ailora.model_loading import auto_class, describe_load_error, validate_weights
+from ailora.model_loading import auto_class, counts_positions_from_padding, describe_load_error, validate_weights
 from ailora.model_path import resolve_model
 from ailora.plan.task_type import TASKS, TaskType
 from ailora.recipes.data.labels import Labels
@@ -99,8 +99,7 @@ def _set_padding_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     # A causal model classifies a row by its last token other than padding. With a different padding token (None, or the
     # 0 of many Llamas whose tokenizers have none), it would read padding as text, and scores would depend on the batch.
     # Models such as RoBERTa count positions from their own padding token, and do not search for the last token.
-    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    if all(getattr(table, "padding_idx", None) is None for table in tables):
+    if not counts_positions_from_padding(model):
         for config in (model.config, model.config.get_text_config()):
             config.pad_token_id = tokenizer.pad_token_id
 
