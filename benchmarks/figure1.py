@@ -2,7 +2,7 @@
 
     python benchmarks/figure1.py [--data ../shared/data] [--out out/figure1]
 
-Finished runs are not train_all again. Writes `benchmarks/results/figure1.json`, and the pictures of
+Finished runs are not trained again. Writes `benchmarks/results/figure1.json`, and the pictures of
 `docs/analysis.md` to `docs/images/`.
 """
 
@@ -53,7 +53,7 @@ def tasks(data: Path) -> dict[str, dict[str, Any]]:
 
 
 def train_all(data: Path, out: Path) -> dict[str, dict[str, Any]]:
-    """Train the four runs, and return their results. Finished runs are not train_all again."""
+    """Train the four runs, and return their results. Finished runs are not trained again."""
     results = {}
     for task, fixed in tasks(data).items():
         for policy, rate in RATES.items():

@@ -152,13 +152,14 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(
 
 def test_without_the_data_no_candidate_fails(tuned: dict[str, Any], tmp_path: Path) -> None:
     tuned["data"]["train"] = shutil.copy(tuned["data"]["train"], tmp_path)
-    storage, _ = open_search(load_config(tuned))
+    config = load_config(tuned)
+    storage, _ = open_search(config)
     Path(tuned["data"]["train"]).unlink()
     search = load_search(storage.url, storage.name)
     with pytest.raises(InputError, match=re.escape(tuned["data"]["train"])):
         validate_machine_for_search(*search)
     with pytest.raises(InputError, match=re.escape(tuned["data"]["train"])):
-        run_search(*search, workers=1, on_poll=lambda design: None)
+        open_search(config)
     assert {trial.status for trial in storage.trials()} <= {Status.WAITING}
     for opened in (storage, search[0]):
         opened.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -222,11 +222,12 @@ def _adapted_config(
         # transformers derives the number of labels from `id2label`.
         config.pop("num_labels", None)
     text_config = config.get("text_config")
+    parts = [config, text_config] if isinstance(text_config, dict) else [config]
     if task.pad_token_id is not None:
         # Other classifiers may search for the last token that is not padding; a different one would change scores.
         searches = get_task(adapter.task_type).predicts_classes and not counts_positions_from_padding(model)
-        _set_padding_token(config, task.pad_token_id, replace=searches)
-    for part in [config, text_config] if isinstance(text_config, dict) else [config]:
+        _set_padding_token(parts, task.pad_token_id, replace=searches)
+    for part in parts:
         if saved.vocabulary is not None and (part is text_config or not text_config or "vocab_size" in part):
             part["vocab_size"] = saved.vocabulary
         if saved.untied:
@@ -295,20 +296,19 @@ def _format_config(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def _set_padding_token(config: dict[str, Any], token_id: int, *, replace: bool) -> None:
+def _set_padding_token(parts: Sequence[dict[str, Any]], token_id: int, *, replace: bool) -> None:
     """Set the padding token of training in a configuration.
 
     Args:
-        config: Configuration of the merged model, changed in place.
+        parts: Configuration of the merged model, and if there is one, that of its text model. Changed in place.
         token_id: Padding token of training.
-        replace: Whether to replace a token of the base, also in the nested configuration of the text model.
+        replace: Whether to replace a token of the base, in all parts.
     """
-    parts = [config, *([config["text_config"]] if isinstance(config.get("text_config"), dict) else [])]
     if replace:
         for part in parts:
             part["pad_token_id"] = token_id
     elif all(part.get("pad_token_id") is None for part in parts):
-        config["pad_token_id"] = token_id
+        parts[0]["pad_token_id"] = token_id
 
 
 def _replace_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

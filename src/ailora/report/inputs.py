@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -54,12 +55,10 @@ def find_read_paths(path: Path, scale: str | None) -> list[Path]:
         path: A folder, or a study file, which need not be valid.
         scale: Name of an entry below `scales:` of the study file.
     """
-    try:
-        if path.is_file() and detect_input(path) is PathKind.STUDY:
+    if path.is_file():
+        # The page names an invalid study file as a missing part.
+        with suppress(AiloraError, OSError):
             return [path, *find_inputs(load_study_config(path, scale=scale))]
-    except (AiloraError, OSError):
-        # The page names the file as a missing part.
-        pass
     return [path]
 
 

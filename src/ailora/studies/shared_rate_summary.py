@@ -34,6 +34,8 @@ def shared_rate_table(comparison: Comparison, base: Condition, others: Sequence[
         base: Condition of the baseline.
         others: Conditions compared with the baseline. Those without a shared rate have no row.
 
+    Returns:
+        The table.
     """
     compared = {c: against for c in others if (against := comparison.against_baseline[c]).shared_rates.differences}
     rates = sorted({rate for against in compared.values() for rate in against.shared_rates.differences})

@@ -50,7 +50,10 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
     folder = Path(config.output) / TUNE_FOLDER
     url, name = config.tune.storage or sqlite_url(folder / "tune.db"), Path(config.output).name
     if (storage := TrialStorage.load_or_none(url, name)) is not None:
-        return storage, _continue(storage, config)
+        design = _continue(storage, config)
+        # The files may have moved since the search began, and its workers do not read them before they claim a trial.
+        validate_machine_for_search(storage, design)
+        return storage, design
     request = _plan_request(config, base).model_copy(update={"output": str(folder), "storage": url, "name": name})
     design = TuneDesign(request)
     with writing(folder):
@@ -121,11 +124,8 @@ def run_search(
         The result.
 
     Raises:
-        InputError: The model or data are missing or invalid, all candidates failed, workers keep dying, or a budget in
-            time is below one run.
+        InputError: All candidates failed, workers keep dying, or a budget in time is below one run.
     """
-    # A search may resume after its files were moved, and its workers do not read them before they claim a trial.
-    validate_machine_for_search(storage, design)
     if design.plan is None:
         run_workers(storage, design.request, 1, lambda: on_poll(design))
         design = _convert_budget(storage, design, workers)

@@ -84,7 +84,7 @@ def load_all_examples(data: DataConfig, split: str) -> Examples:
 
 
 def warn_shared_sources(data: DataSource) -> None:
-    """Warn if a split for evaluation names a file, or a split of the data set, that is also training data."""
+    """Warn if a split for evaluation names a file, or a split of the dataset, that is also training data."""
     trained = _name_sources(data, "train")
     for split in data.splits[1:]:
         if shared := sorted(trained & _name_sources(data, split)):
@@ -97,7 +97,7 @@ def warn_shared_sources(data: DataSource) -> None:
 
 
 def _name_sources(data: DataSource, split: str) -> set[str]:
-    """Return the files of a split, without symbolic links, or the name of a data set's split."""
+    """Return the files of a split, without symbolic links, or the name of a dataset's split."""
     source = getattr(data, split)
     names = [source] if isinstance(source, str) else source
     return set(names) if data.dataset is not None else {os.path.realpath(name) for name in names}
