@@ -28,7 +28,8 @@ class StudyRecord:
     """Trials of a study, as recorded.
 
     Attributes:
-        machine: Description of the machine that recorded the study.
+        machine: Description of the machine that ran the study: `machine.json` in its folder, or the machine that
+            recorded it.
         baseline: Label of the baseline of `bootstrap`.
         trials: Ended trials, and missing trials with the status waiting.
         bootstrap: Condition -> interval of the difference to the baseline over seeds and examples. It is computed from
@@ -71,13 +72,14 @@ def record_study(folder: Path) -> str:
     """
     (load,) = find_studies(folder, None)
     storage, design = load()
+    machine = folder / "machine.json"
     try:
         selection = select_trials(storage.trials(), design)
         done = {trial.spec: trial for trial in selection.trials if trial.ended}
         missing = [spec for spec in design.required_trials(selection.trials) if spec not in done]
         comparison = compare(selection.trials, design)
         data = {
-            "machine": describe(),
+            "machine": json.loads(machine.read_text(encoding="utf-8")) if machine.is_file() else describe(),
             "baseline": design.baseline,
             "trials": [_trial_to_dict(trial) for trial in done.values()]
             + [{"spec": spec.to_dict(), "status": Status.WAITING.value} for spec in missing],

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -93,6 +94,31 @@ def test_a_pack_that_is_too_large_names_what_to_leave_out(pack: ModuleType) -> N
         pack.validate_size(sizes, 42 * mib)
 
 
+def test_archives_survive_the_distribution_over_transfers(
+    pack: ModuleType, run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "MAX_MIB", 0.01)
+    contents = {"first": b"1" * 10, "second": os.urandom(20_000), "third": os.urandom(5_000)}
+    source, joined = tmp_path / "pack", tmp_path / "joined"
+    for name, content in contents.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        source.mkdir(exist_ok=True)
+        pack.archive(folder, source / f"{name}.tar.xz", pack.TEXT)
+    transfers = pack.distribute([source / f"{name}.tar.xz" for name in contents], checkout=1000)
+    assert len(transfers) > 2
+    assert not list(source.glob("*.tar.xz"))
+    joined.mkdir()
+    for transfer in transfers:
+        assert sum(file.stat().st_size for file in transfer.iterdir()) + 1000 <= 0.01 * 2**20
+        for file in transfer.iterdir():
+            file.rename(joined / file.name)
+    unpacked = tmp_path / "unpacked"
+    assert run.unpack(joined, unpacked) == [f"{name}.tar.xz" for name in contents]
+    assert {file.name: file.read_bytes() for file in unpacked.iterdir()} == contents
+
+
 def test_every_package_of_the_pack_is_pinned(pack: ModuleType) -> None:
     pins = pack.pinned((*pack.PACKAGES, *pack.SOURCE_PACKAGES))
     assert len(pins) == len(pack.PACKAGES) + len(pack.SOURCE_PACKAGES)
@@ -122,3 +148,15 @@ def test_a_rehearsal_measures_every_part(run: ModuleType, shared: Path, tmp_path
     command = [sys.executable, str(GPU / "tables.py"), str(tmp_path / "results.jsonl")]
     tables = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     assert all(f"## {part.name}, on cpu: done" in tables for part in run.PARTS)
+
+
+@pytest.mark.slow
+def test_studies_are_rehearsed_and_packed_without_weights(shared: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(GPU / "studies.py"), "nlu:small:1", "--tiny", "--device", "cpu", "--minutes", "5"]
+    folders = ["--pack", str(tmp_path / "none"), "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    completed = subprocess.run([*command, *folders], capture_output=True, check=False, text=True)
+    assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-3000:]
+    with tarfile.open(tmp_path / "nlu-small.tar.xz") as tar:
+        files = [Path(name) for name in tar.getnames()]
+    assert {"machine.json", "study.db", "result.json"} <= {file.name for file in files}
+    assert not [file for file in files if file.suffix == ".safetensors"]

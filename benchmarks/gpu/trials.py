@@ -59,35 +59,38 @@ class Study:
     Attributes:
         file: In examples/paper, without its suffix.
         scale: Set of keys of the file.
-        core_share: Share of the processor's cores that work on it.
+        workers: Number of its trials at a time.
     """
 
     file: str
     scale: str
-    core_share: float
+    workers: int
 
     @property
-    def workers(self) -> int:
-        """Number of its trials at a time on this machine."""
-        return max(1, int(self.core_share * (os.cpu_count() or 1)))
+    def name(self) -> str:
+        return f"{self.file}-{self.scale}"
+
+
+def share_cores(share: float) -> int:
+    """Return the number of workers for a share of this machine's cores."""
+    return max(1, int(share * (os.cpu_count() or 1)))
 
 
 STUDIES = (
-    Study("nlu", "small", 0.3),
-    Study("e2e", "small", 0.2),
-    Study("figure5", "small", 0.2),
-    Study("figure4", "small", 0.3),
+    Study("nlu", "small", share_cores(0.3)),
+    Study("e2e", "small", share_cores(0.2)),
+    Study("figure5", "small", share_cores(0.2)),
+    Study("figure4", "small", share_cores(0.3)),
 )
-TINY_STUDIES = (Study("nlu", "small", 0.0),)
+TINY_STUDIES = (Study("nlu", "small", 1),)
 
 
 def start_study(study: Study, folder: Path, overrides: tuple[str, ...]) -> StudyRun:
     """Start a study in the folder beside which `shared` lies, with its log there."""
-    name = f"{study.file}-{study.scale}"
-    output = folder / name
+    output = folder / study.name
     file = ROOT / "examples" / "paper" / f"{study.file}.yaml"
     command = [sys.executable, "-m", "ailora", "study", "run", str(file), f"output={output}", *overrides]
-    with (folder / f"{name}.log").open("wb") as log:
+    with (folder / f"{study.name}.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "--scale", study.scale, "--workers", str(study.workers)],
             cwd=folder,
@@ -95,7 +98,7 @@ def start_study(study: Study, folder: Path, overrides: tuple[str, ...]) -> Study
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    return StudyRun(name, output, process)
+    return StudyRun(study.name, output, process)
 
 
 def record_new_results(studies: list[StudyRun], recorded: set[Path], recorder: Recorder, started: float) -> None:
