@@ -10,9 +10,10 @@ Runs nothing. Pages and figures follow from the records alone: a study without o
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from doc_pages import DOCS, replace_between
 from paper_claims import claims_table
@@ -103,7 +104,7 @@ def main() -> None:
             # Only of what was run: the design of a study at the paper's size needs its models.
             runs[study] = StudyDesign(config, to_run=False), record
     compared = {study: record.compare(design) for study, (design, record) in runs.items()}
-    chapters = [chapter(study, comparison) for study, comparison in compared.items()]
+    chapters = [chapter(study, comparison, runs[study][1].machine) for study, comparison in compared.items()]
     overview = "\n".join(_overview(compared))
     replace_between(DOCS / "results.md", "studies", _SCRIPT, "\n\n".join([overview, *chapters]))
     claims = claims_table([(study.name, study.model, study.link, runs.get(study)) for study in STUDIES])
@@ -140,13 +141,14 @@ def anchor(title: str) -> str:
     return kept.replace(" ", "-")
 
 
-def chapter(study: PaperStudy, comparison: Comparison) -> str:
+def chapter(study: PaperStudy, comparison: Comparison, machine: Mapping[str, Any]) -> str:
     """Write the chapter of a study: model, seeds, state, sentences, figure and tables."""
     summary = summarize(comparison)
     done, n_open = count_trials(comparison)
     state = f"**Partial: {done} of {pluralize(done + n_open, 'trial')}.** " if n_open else ""
     lines = [f"## {study.title}", "", f"`{study.command}`", ""]
-    lines += [f"{state}Model: {study.model}. Seeds at each best rate: {_seeds(comparison)}. {_data(comparison)}", ""]
+    lines += [f"{state}Model: {study.model}. Seeds at each best rate: {_seeds(comparison)}. {_data(comparison)}"]
+    lines += [f"Machine: {machine['accelerator'] or pluralize(machine['cores'], 'core') + ' without a GPU'}.", ""]
     lines += [f"- {sentence}" for sentence in summary.sentences]
     if charts := list(_charts(comparison)):
         name = f"results-{comparison.design.config.name}.svg"

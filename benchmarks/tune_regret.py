@@ -77,7 +77,7 @@ def tasks(shared: Path, scale: str) -> dict[str, dict[str, Any]]:
             "model": "~/.cache/ailora-models/mpnet-base",
             "metric": "matthews_correlation",
             "data": {**files(cola, "train.tsv", "val.tsv"), **columns, **rows},
-            "training": training | classification,
+            "training": training | classification | {"bf16": True},
         },
         "e2e": {
             "recipe": "causal_lm",

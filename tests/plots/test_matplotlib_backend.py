@@ -106,6 +106,15 @@ def test_control_characters_are_escaped(tmp_path: Path, name: str, suffix: str) 
         assert escape_controls(name) in file.read_text()
 
 
+def test_a_long_title_of_a_panel_is_wrapped(tmp_path: Path) -> None:
+    title = "Validation matthews_correlation over learning rate, cola"
+    chart = dataclasses.replace(plot(), title=title)
+    save_figure([chart, chart], tmp_path / "a.svg")
+    drawn = re.findall("<!-- (.*?) -->", (tmp_path / "a.svg").read_text())
+    assert title not in drawn
+    assert drawn.count(title.removesuffix(" cola")) == drawn.count("cola") == 2
+
+
 def test_fifteen_methods_look_different(tmp_path: Path) -> None:
     """As the paper's Figure 4 has: more than there are colours."""
     series = tuple(Series(f"method {i}", [0, 1], [0.0, float(i)], style=i) for i in range(15))

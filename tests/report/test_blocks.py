@@ -9,7 +9,7 @@ from ailora.report.report_settings import settings_blocks
 def test_numbers_are_told_from_texts() -> None:
     rows = (
         ("lora", "0.7709 [0.75, 0.79]", "baseline", "3 of 5", "1e-05", "2026-01-02", "8"),
-        ("a", "-", "+0.0126", "0 of 5", "0.003 (not final)", "1.2.3", "rank"),
+        ("a", "-", "+0.0126", "0 of 5", "0.003 to 0.01", "1.2.3", "rank"),
     )
     table = ReportTable("T", tuple("abcdefg"), rows)
     assert table.numeric == (False, True, True, True, True, False, False)

@@ -203,10 +203,12 @@ def test_a_score_is_shown_with_its_rate_seeds_interval_and_verdict() -> None:
     assert "accuracy (test)" in scores.notes[0]
 
 
-def test_a_search_that_goes_on_is_not_final() -> None:
+@pytest.mark.parametrize(("missing", "shown"), [(0, "-"), (1, "0.001")])
+def test_the_best_rate_is_shown_once_it_is_chosen(missing: int, shown: str) -> None:
+    """Extra seeds do not change it."""
     design = make_design(seeds=[0], extra_seeds=[1])
-    trials = ran(design, lambda spec: Status.RUNNING if spec.seed == 1 else outcome(0.8))
-    assert [row[2] for row in table(summarize(compare(trials, design)), "Scores").rows] == ["0.001 (not final)"] * 2
+    trials = ran(design, lambda spec: Status.RUNNING if spec.seed == missing else outcome(0.8))
+    assert [row[2] for row in table(summarize(compare(trials, design)), "Scores").rows] == [shown] * 2
 
 
 def test_curves_show_every_rate_and_mark_the_best() -> None:

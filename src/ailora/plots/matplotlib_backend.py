@@ -7,6 +7,7 @@ luminance. Equal charts give equal files: the files hold no date, and ids in an 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
@@ -58,6 +59,8 @@ _MARKERS = {
     "star": "*",
     "cross": "P",
 }
+#: A longer title of a panel is wrapped: it would reach into the next panel, or beyond the figure.
+_TITLE_CHARACTERS = 54
 #: Format -> metadata that suppress the date. By default, matplotlib writes a date.
 _DATELESS: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 #: These two dictionaries have the type `Any`, because matplotlib's types list the name of every setting.
@@ -107,7 +110,7 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, chart in zip(panels, charts, strict=False):
             _draw_chart(panel, chart)
-            panel.set_title(chart.title, loc="left")
+            panel.set_title(textwrap.fill(chart.title, _TITLE_CHARACTERS), loc="left")
         for panel in panels[len(charts) :]:
             panel.set_axis_off()
         if title:

@@ -129,7 +129,7 @@ def _score_table(comparison: Comparison) -> SummaryTable:
     for condition, result in comparison.results.items():
         row = [
             *_place(condition),
-            format_lr(result.search.best) + ("" if result.search.ended else " (not final)"),
+            format_lr(result.search.best),
             str(len(result.at_best)),
             _format(result.score, format_estimate),
         ]
