@@ -76,6 +76,7 @@ STUDIES = [
     PaperStudy("nlu", "sst2-mpnet", MPNET, "SST-2 on all-mpnet-base-v2"),
     PaperStudy("nlu", "cola-mpnet", MPNET, "CoLA on all-mpnet-base-v2"),
     PaperStudy("e2e", "smollm2", SMOLLM, "E2E on SmolLM2-135M"),
+    PaperStudy("e2e", "smollm2-texts", SMOLLM, "E2E on SmolLM2-135M: generated texts"),
     PaperStudy("figure4", "mpnet", MPNET, "Figure 4 on all-mpnet-base-v2: pairs of inits for W^Q and W^V"),
     PaperStudy("nlu", "small", MINILM, "SST-2, five inits"),
     PaperStudy("figure4", "small", MINILM, "Figure 4: every pair of inits for W^Q and W^V, and each alone"),
