@@ -7,7 +7,8 @@
 `out/tune_regret/TASK-SCALE.json`. Finished runs are not repeated, and several processes with the same command share the
 runs. A rung of `ailora tune` is a prefix of a full run that ends at one of its evaluations, so that `replay`
 applies the package's own rule to recorded values exactly; a test compares a replay with a real search. `replay` writes
-`benchmarks/results/tune_regret_TASK-SCALE.json`, and prints its numbers as a table in Markdown.
+`benchmarks/results/tune_regret_TASK-SCALE.json`, prints its numbers as a table in Markdown, and writes the table of all
+tasks to `docs/howto/choose_settings.md`.
 
 Regret is the largest mean score of any setting minus the mean score of the chosen setting. Both means leave out
 the seed that was used for choosing. The unit is a point of the metric, or 0.01 nats of the loss.
@@ -24,6 +25,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from doc_pages import DOCS, replace_between
+from machine import RESULTS
 
 from ailora.errors import AiloraError
 from ailora.recipes import registry
@@ -45,6 +49,7 @@ from ailora.tune.search_space import ROLES, SearchSpace
 from ailora.tune.tune_request import plain_config
 
 ROOT = Path(__file__).resolve().parents[1]
+TITLES = {"sst2": "SST-2, MiniLM", "cola": "CoLA, all-mpnet-base-v2", "e2e": "E2E, small Llama"}
 BUDGETS = (2, 5, 10)
 SEEDS = (0, 1, 2)
 #: Half decades over the range of `tune.learning_rate: auto`.
@@ -260,6 +265,20 @@ def format_table(regrets: Mapping[str, Mapping[str, Mapping[str, float]]]) -> st
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def page_table() -> str:
+    """Format the recorded regrets of all tasks: a column for each task and goal, in the unit of the goal."""
+    columns: dict[str, Mapping[str, Mapping[str, float]]] = {}
+    for task, title in TITLES.items():
+        file = RESULTS / f"tune_regret_{task}-small.json"
+        if not file.exists():
+            continue
+        for name, regrets in json.loads(file.read_text())["regrets"].items():
+            goal, unit = name.split(": ")
+            if (unit == "0.01 nats") == (goal == "loss"):
+                columns[f"{title}, {unit}"] = regrets
+    return format_table(columns)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["record", "replay"])
@@ -289,9 +308,9 @@ def main() -> None:
         for score in scores
     }
     result = {"task": arguments.task, "scale": arguments.scale, "seeds": table.seeds, "regrets": regrets}
-    out = ROOT / "benchmarks" / "results" / f"tune_regret_{name}.json"
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"tune_regret_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(format_table(regrets))
+    replace_between(DOCS / "howto" / "choose_settings.md", "regret", Path(__file__).name, page_table())
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ from ailora.formatting import escape_controls
 
 def generate(
     adapter: Annotated[Path, typer.Argument(help="Folder of a finished run, or of an adapter.")],
-    prompt: Annotated[list[str], typer.Option("--prompt", help="Prompt to complete; may be repeated.")],
+    prompts: Annotated[list[str], typer.Option("--prompt", help="Prompt to complete; may be repeated.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of generated tokens.")] = 128,
     num_beams: Annotated[int, typer.Option(min=1, help="Number of beams; 1 for greedy search.")] = 1,
     base: Annotated[
-        str | None, typer.Option(help="Base model of the adapter; default: from the adapter's configuration.")
+        str | None,
+        typer.Option(help="Base model to load the adapter on; default: as named by the run or adapter."),
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Format each prompt as a user's message with the chat template.")
@@ -26,8 +27,8 @@ def generate(
     from ailora.recipes.inference.text_generator import TextGenerator
 
     generator = TextGenerator.load(adapter, base=base)
-    fields = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-    for number, text in enumerate(generator.generate(prompt, fields, chat=chat)):
+    settings = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    for number, text in enumerate(generator.generate(prompts, settings, chat=chat)):
         if number:
             typer.echo("")
         # Models can generate control characters, which a terminal would obey.

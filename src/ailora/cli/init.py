@@ -24,7 +24,7 @@ def init(
     num_labels: Annotated[int | None, typer.Option(min=1, help="Number of classes of a classification head.")] = None,
     rslora: Annotated[bool, typer.Option("--rslora", help="Use the scaling alpha / sqrt(r).")] = False,
     dora: Annotated[bool, typer.Option("--dora", help="Write a DoRA adapter.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of random factors.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random factors and of new heads.")] = 0,
     device: Annotated[str, typer.Option(help="Device for decompositions: cpu or cuda.")] = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Number of processes, which share the cores.")] = 1,
     no_cache: NoCache = False,
@@ -36,7 +36,7 @@ def init(
     import os
 
     from ailora.checkpoints import InitPlan
-    from ailora.checkpoints import init as write
+    from ailora.checkpoints import init as init_checkpoint
     from ailora.cli.tables import print_report
 
     options: dict[str, Any] = {"policy": policy, "rank": rank, "alpha": alpha, "roles": roles}
@@ -45,7 +45,8 @@ def init(
     if dry_run:
         print_report("estimates", InitPlan.from_model(model, **options).estimate(device=device), as_json=as_json)
         return
-    report = write(model, out, device=device, workers=workers, cached=not no_cache, force=force, **options)
-    # A launcher may run this command in several processes, but only the main process reports.
+    report = init_checkpoint(model, out, device=device, workers=workers, cached=not no_cache, force=force, **options)
+    # torchrun and `accelerate launch` run this command once for each rank. The process group has ended, so the
+    # environment tells which rank this is.
     if os.environ.get("RANK", "0") == "0":
         print_report(f"written to {out}", report.to_dict(), as_json=as_json)

@@ -14,12 +14,13 @@ def merge(
     adapter: Adapter,
     out: Out,
     dtype: Annotated[
-        str | None, typer.Option(help="Data type to write: fp32, bf16 or fp16; default: unchanged for each tensor.")
+        str | None,
+        typer.Option(help="Type of floating-point tensors: fp32, bf16 or fp16; default: as in the base."),
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Merge an adapter into its base model, shard by shard. If interrupted, the same command resumes."""
+    """Write a merged copy of the base model, shard by shard. If interrupted, the same command resumes."""
     from ailora.checkpoints import merge as merge_checkpoint
     from ailora.cli.tables import print_report
 

@@ -30,17 +30,23 @@ Roles = Annotated[
 ]
 RoleNames = Annotated[
     list[str] | None,
-    typer.Option("--role-name", help="REGEX=ROLE: role of the modules whose names match REGEX; may be repeated."),
+    typer.Option("--role-name", help="REGEX=ROLE: role of the modules in whose names REGEX is found; may be repeated."),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not use the cache of decompositions.")]
-Scale = Annotated[str | None, typer.Option(help="Entry of `scales:` in the study file to apply.")]
-Bootstrap = Annotated[bool, typer.Option(help="Also resample the examples of each study, from saved predictions.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace existing files with the names that the command writes.")]
-ForceFile = Annotated[
-    bool, typer.Option("--force", help="Replace an existing file, even if ailora has not written it.")
+Scale = Annotated[
+    str | None,
+    typer.Option(help="Name of an entry of `scales:` in the study file, whose keys replace those of the file."),
 ]
+Bootstrap = Annotated[
+    bool, typer.Option(help="Also compute bootstrap intervals over seeds and examples, from saved predictions.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace the files of an earlier command, and others with the same names."),
+]
+ForceFile = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 
 
 def parse_role_names(values: list[str] | None) -> dict[str, str] | None:

@@ -23,7 +23,7 @@ def report(
     bootstrap: Bootstrap = True,
     force: ForceFile = False,
 ) -> None:
-    """Write a self-contained HTML page about runs, studies and analyses. Exit with code 1 if parts are missing."""
+    """Write a self-contained HTML page about runs, studies and analyses. Exit with code 1 if one cannot be shown."""
     from ailora.checkpoints.output_file import validate_output_file
     from ailora.cli.tables import print_line
     from ailora.formatting import escape_controls, pluralize
@@ -39,8 +39,8 @@ def report(
     if figures is not None:
         count = write_figures(page, figures, force=force)
         print_line(f"{pluralize(count, 'chart')} written to {figures}")
-    # The page is written even if parts are missing; the exit code tells scripts.
+    # An incomplete page is written too, so that only the exit code tells a script that something is missing.
     for problem in page.problems:
-        typer.echo(f"ailora: a part of the page is missing: {escape_controls(problem)}", err=True)
+        typer.echo(f"ailora: not shown on the page: {escape_controls(problem)}", err=True)
     if page.problems:
         raise typer.Exit(1)
