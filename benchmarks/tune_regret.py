@@ -206,7 +206,6 @@ def replay(table: Table, budget: float, *, seed: int, goal: str, order: Sequence
     rates = {condition: table.rates[condition] for condition in order}
     size = len(spread_candidates(rates, len(table.values)))
     plan = RungPlan.within(table.evaluations, budget, max_candidates=size)
-    sign = 1 if table.larger_is_better[goal] else -1
 
     def find_trial(candidate: Candidate, step: int) -> Trial:
         spec = TrialSpec(candidate.condition, candidate.learning_rate, seed, until_step=step)
@@ -217,7 +216,12 @@ def replay(table: Table, budget: float, *, seed: int, goal: str, order: Sequence
 
     rungs = list(zip(plan.steps, plan.counts, strict=True))
     candidates = spread_candidates(rates, plan.counts[0])
-    score = lambda result: sign * result.metrics["validation"][goal]  # noqa: E731
+
+    def score(result: TrialResult, step: int) -> float:
+        name = goal if step == plan.steps[-1] else "loss"
+        value = result.metrics["validation"][name]
+        return value if table.larger_is_better[name] else -value
+
     return halve(candidates, rungs, find_trial=find_trial, score=score).winner
 
 

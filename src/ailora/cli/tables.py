@@ -250,7 +250,7 @@ def summary_table(summary: SummaryTable) -> Table:
 
 
 def tune_table(result: TuneResult) -> Table:
-    """Build a table of a search's candidates, from best to worst, with the goal at the end of each reached rung."""
+    """Build a table of a search's candidates, from best to worst, with the metric at the end of each reached rung."""
     steps = [step for step, _ in result.rungs]
     failed = any(candidate.error for candidate in result.candidates)
     rows = (
@@ -269,7 +269,7 @@ def tune_table(result: TuneResult) -> Table:
         "roles",
         "rank",
         "learning rate",
-        *(f"step {step:,}" for step in steps),
+        *(f"{result.ranking_metrics[step]}, step {step:,}" for step in steps),
         *(["error"] if failed else []),
     )
-    return make_table(f"{result.goal} on the validation data", columns, rows)
+    return make_table("validation data", columns, rows)

@@ -70,9 +70,10 @@ def _rung_line(rung: Rung, design: TuneDesign) -> str:
     line = f"Step {rung.step:,}: {pluralize(len(rung.trials), 'candidate')}" + (f", {failed} failed" if failed else "")
     if rung.ranking:
         best = rung.ranking[0]
-        value = rung.scores[best] if design.larger_is_better else -rung.scores[best]
+        metric = design.ranking_metric(rung.step)
+        value = -rung.scores[best] if metric == "loss" else rung.scores[best]
         settings = design.space.describe(best.condition, best.learning_rate)
-        line += f"; best {settings}, {design.space.goal} {format_number(value)}"
+        line += f"; best {settings}, {metric} {format_number(value)}"
     return line + "."
 
 

@@ -8,13 +8,13 @@ from ailora.formatting import is_finite
 from ailora.plots.chart_spec import Axis, Plot, Series
 
 
-def candidate_chart(candidates: Sequence[Mapping[str, object]], step: int, *, goal: str) -> Iterator[Plot]:
-    """Chart the goal at the end of the first rung over the learning rate, with a series for each init.
+def candidate_chart(candidates: Sequence[Mapping[str, object]], step: int, *, metric: str) -> Iterator[Plot]:
+    """Chart a metric at the end of the first rung over the learning rate, with a series for each init.
 
     Args:
         candidates: Value of `candidates` in `tune.json`.
         step: Last step of the first rung.
-        goal: Name of the goal, such as `loss`.
+        metric: Name of the metric that ranked candidates there, such as `loss`.
 
     Yields:
         The chart, if a candidate has a value.
@@ -38,7 +38,7 @@ def candidate_chart(candidates: Sequence[Mapping[str, object]], step: int, *, go
         title=f"Candidates at step {step:,}",
         kind="points",
         x=Axis("learning rate", log=True),
-        y=Axis(f"validation {goal.replace('_', ' ')}"),
+        y=Axis(f"validation {metric.replace('_', ' ')}"),
         series=tuple(series),
         caption="Candidates of the search at the end of the first rung, each with one seed. Roles and ranks differ.",
     )

@@ -26,19 +26,22 @@ def search_blocks(search: Mapping[str, object]) -> Iterator[Block]:
         The sentences, the chart and the tables of the search.
     """
     candidates, rungs = _records(search.get("candidates")), _records(search.get("rungs"))
-    steps = [step for rung in rungs if isinstance(step := rung.get("step"), int)]
-    if not candidates or not steps:
+    # Searches of earlier versions name no metrics of rungs: the goal ranked all of them.
+    metrics = {
+        step: str(rung.get("metric", search.get("goal"))) for rung in rungs if isinstance(step := rung.get("step"), int)
+    }
+    if not candidates or not metrics:
         return
-    goal = str(search.get("goal"))
+    first = next(iter(metrics))
     sentences = search.get("sentences")
     yield Paragraphs(tuple(map(str, sentences)) if isinstance(sentences, list) else ())
-    yield Charts(tuple(candidate_chart(candidates, steps[0], goal=goal)))
+    yield Charts(tuple(candidate_chart(candidates, first, metric=metrics[first])))
     if importances := [i for record in _records(search.get("importances")) if (i := Importance.from_dict(record))]:
-        yield _importance_table(importances, steps[0])
-    yield _candidate_table(candidates, steps, goal)
+        yield _importance_table(importances, first)
+    yield _candidate_table(candidates, metrics)
 
 
-def _candidate_table(candidates: Sequence[Mapping[str, object]], steps: Sequence[int], goal: str) -> ReportTable:
+def _candidate_table(candidates: Sequence[Mapping[str, object]], metrics: Mapping[int, str]) -> ReportTable:
     rows: list[tuple[str, ...]] = []
     for candidate in candidates:
         values = candidate.get("values")
@@ -46,13 +49,14 @@ def _candidate_table(candidates: Sequence[Mapping[str, object]], steps: Sequence
         roles = format_value(candidate.get("roles"))
         settings = (format_value(candidate.get("policy")), roles, format_value(candidate.get("rank")))
         # Keys of JSON are strings.
-        at_steps = (format_value(reached.get(str(step))) for step in steps)
+        at_steps = (format_value(reached.get(str(step))) for step in metrics)
         parameters = format_value(candidate.get("trainable_parameters"))
         error = format_value(candidate.get("error"))
         rows.append((*settings, format_lr(candidate.get("learning_rate")), parameters, *at_steps, error))
-    columns = ("init", "roles", "rank", "learning rate", "parameters", *(f"step {step:,}" for step in steps), "error")
+    headings = (f"{metric.replace('_', ' ')}, step {step:,}" for step, metric in metrics.items())
+    columns = ("init", "roles", "rank", "learning rate", "parameters", *headings, "error")
     notes = ("A candidate without a value was dropped before that step.",)
-    return ReportTable(f"Candidates, by validation {goal.replace('_', ' ')}", columns, tuple(rows), notes)
+    return ReportTable("Candidates, on the validation data", columns, tuple(rows), notes)
 
 
 def _importance_table(importances: Sequence[Importance], step: int) -> ReportTable:

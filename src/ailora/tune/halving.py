@@ -91,7 +91,7 @@ def halve(
     rungs: Sequence[tuple[int, int]],
     *,
     find_trial: Callable[[Candidate, int], Trial | None],
-    score: Callable[[TrialResult], float],
+    score: Callable[[TrialResult, int], float],
 ) -> SearchProgress:
     """Apply successive halving to the results so far.
 
@@ -99,7 +99,7 @@ def halve(
         candidates: Candidates on the first rung.
         rungs: Last step and number of candidates of each rung.
         find_trial: Returns the trial that trains a candidate to a step, or None if it is not queued.
-        score: Returns the score of a result; larger is better.
+        score: Returns the score of a result at the last step of its rung; larger is better.
 
     Returns:
         The rungs that have begun. The search has ended after the last rung, or after a rung without any score.
@@ -108,7 +108,7 @@ def halve(
     for step, count in rungs:
         trials = {candidate: find_trial(candidate, step) for candidate in candidates[:count]}
         done = {c: t.result for c, t in trials.items() if t and t.status is Status.COMPLETE and t.result}
-        begun.append(Rung(step, trials, {candidate: score(result) for candidate, result in done.items()}))
+        begun.append(Rung(step, trials, {candidate: score(result, step) for candidate, result in done.items()}))
         if not begun[-1].ended:
             return SearchProgress(tuple(begun), ended=False)
         candidates = begun[-1].ranking
@@ -162,7 +162,8 @@ def work_on_search(storage: TrialStorage, design: TuneDesign, execute: ExecutePr
     """
 
     def run(trial: RunningTrial) -> tuple[TrialResult, float]:
-        result = execute(design.run_config(trial.spec), design.prefix(trial.spec))
-        return result, design.score(result)
+        prefix = design.prefix(trial.spec)
+        result = execute(design.run_config(trial.spec), prefix)
+        return result, design.score(result, prefix.step)
 
     return run_until_all_ended(storage, design.keys, lambda: enqueue_next(storage, design), run)

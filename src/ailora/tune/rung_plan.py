@@ -8,10 +8,11 @@ from itertools import pairwise
 
 from ailora.errors import InputError
 
-#: A third of the candidates advances to the next rung, as in Hyperband (arXiv 1603.06560).
-REDUCTION = 3
-#: With five rungs, the first would judge a run after 1 / 81 of its schedule.
-_MAX_RUNGS = 4
+#: Half of the candidates advances to the next rung.
+REDUCTION = 2
+#: The first rung judges a run after a quarter of its schedule. After a ninth, as with the thirds of Hyperband (arXiv
+#: 1603.06560), twice as many candidates gave a worse choice: `docs/LOG.md`.
+_MAX_RUNGS = 3
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class RungPlan:
 
 
 def rung_steps(evaluation_steps: Sequence[int]) -> tuple[int, ...]:
-    """Choose the evaluations nearest to a 27th, a ninth and a third of a run, and the last evaluation.
+    """Choose the evaluations nearest to a quarter and a half of a run, and the last evaluation.
 
     Args:
         evaluation_steps: Steps after which a run evaluates, ascending.

@@ -78,10 +78,11 @@ class TuneDesign:
         """Candidates of the first rung."""
         return spread_candidates(self._rates, self.rungs[0][1])
 
-    @property
-    def larger_is_better(self) -> bool:
-        """Whether a larger value of the goal is better."""
-        return self.space.goal != "loss"
+    def ranking_metric(self, step: int) -> str:
+        """Return the metric that ranks candidates after a step: the goal at the end of the run, the loss before."""
+        # Accuracy stays at chance while the loss already falls: replayed on recorded runs, rungs ranked by accuracy
+        # chose worse settings than a random search (docs/LOG.md).
+        return self.space.goal if step == self.total_steps else "loss"
 
     def spec(self, candidate: Candidate, step: int | None) -> TrialSpec:
         """Return the trial that trains a candidate up to a step; without a step, the trial of the whole run."""
@@ -103,13 +104,14 @@ class TuneDesign:
         """Return the configuration of a candidate's run in the output folder."""
         return self._with_output(self.spec(candidate, None), self.request.run_output)
 
-    def value(self, result: TrialResult) -> float:
-        """Return the value of the goal at the end of a trial."""
-        return result.metrics["validation"][self.space.goal]
+    def value(self, result: TrialResult, step: int) -> float:
+        """Return the value of the metric that ranks candidates after a step."""
+        return result.metrics["validation"][self.ranking_metric(step)]
 
-    def score(self, result: TrialResult) -> float:
-        """Return the score of a trial: the value of the goal, negated for the loss, so that larger is better."""
-        return self.value(result) if self.larger_is_better else -self.value(result)
+    def score(self, result: TrialResult, step: int) -> float:
+        """Return the score of a trial to a step: its value, negated for the loss, so that larger is better."""
+        value = self.value(result, step)
+        return -value if self.ranking_metric(step) == "loss" else value
 
     def _with_output(self, spec: TrialSpec, output: Path) -> RunConfig:
         config = self.space.configs[spec.condition]

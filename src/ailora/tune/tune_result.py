@@ -30,7 +30,7 @@ class CandidateRecord:
         rank: Value of `adapter.rank`, scaled so that all entries of `tune.roles` train the same number of parameters.
         learning_rate: Learning rate of the optimizer.
         trainable_parameters: Number of trainable parameters of the adapter.
-        values: Last step of a rung -> value of the goal at this step.
+        values: Last step of a rung -> value of the metric that ranked candidates there.
         dropped_at: Step after which the candidate was dropped; None for the winner.
         error: Error of the failed training; None without an error.
     """
@@ -53,12 +53,12 @@ class TuneResult:
     """Result of a search.
 
     Attributes:
-        goal: Score on the validation split by which candidates were compared.
-        larger_is_better: Whether a larger value of the goal is better.
+        goal: Metric on the validation split by which candidates were compared at the end of the run.
         budget: Budget in the configuration.
         cost_runs: Cost of the search in complete runs: training, evaluations and `suggest-lr`.
         total_steps: Number of steps of a full run.
         rungs: Last step and number of candidates of each rung.
+        ranking_metrics: Last step of a rung -> metric on the validation split by which candidates were compared there.
         centers_origin: Sentence on the origin of the learning rates.
         candidates: All candidates, the winner first, then ordered by their last rung and their place on it.
         importances: Importance of each choice at the end of the first rung.
@@ -66,11 +66,11 @@ class TuneResult:
     """
 
     goal: str
-    larger_is_better: bool
     budget: str
     cost_runs: float
     total_steps: int
     rungs: list[tuple[int, int]]
+    ranking_metrics: dict[int, str]
     centers_origin: str
     candidates: list[CandidateRecord]
     importances: list[Importance]
@@ -97,10 +97,11 @@ class TuneResult:
         """Convert to the plain data of `tune.json`."""
         return {
             "goal": self.goal,
-            "larger_is_better": self.larger_is_better,
             "budget": self.budget,
             "cost_runs": self.cost_runs,
-            "rungs": [{"step": step, "candidates": count} for step, count in self.rungs],
+            "rungs": [
+                {"step": step, "candidates": count, "metric": self.ranking_metrics[step]} for step, count in self.rungs
+            ],
             "rates": self.centers_origin,
             "sentences": self.sentences,
             "importances": [importance.to_dict() for importance in self.importances],
@@ -129,17 +130,15 @@ class TuneResult:
             return
         step = reached[-1]
         runners_up = [c for c in self.candidates[1:] if step in c.values][:_MAX_RUNNERS_UP]
-        results = [f"{c.label} {self._difference(c.values[step] - self.winner.values[step])}" for c in runners_up]
+        metric = self.ranking_metrics[step]
+        results = [
+            f"{c.label} {_describe_difference(c.values[step] - self.winner.values[step], metric)}" for c in runners_up
+        ]
         when = "At the end" if step == self.total_steps else f"At step {step:,} of {self.total_steps:,}"
+        when += f", by {metric}" if metric != self.goal else ""
         yield (
             f"{when}, {join_names(results)}. Each has one seed: `ailora study` tests whether such differences are real."
         )
-
-    def _difference(self, difference: float) -> str:
-        gain = difference if self.larger_is_better else -difference
-        if gain == 0:
-            return "was as good"
-        return f"was {format_number(abs(gain))} {'ahead' if gain > 0 else 'behind'}"
 
     def _describe_importance(self) -> Iterator[str]:
         if self.importances:
@@ -147,6 +146,13 @@ class TuneResult:
             yield describe_importance(
                 self.importances, f"the differences at step {step:,}, where all candidates were compared"
             )
+
+
+def _describe_difference(difference: float, metric: str) -> str:
+    gain = -difference if metric == "loss" else difference
+    if gain == 0:
+        return "was as good"
+    return f"was {format_number(abs(gain))} {'ahead' if gain > 0 else 'behind'}"
 
 
 def build_result(design: TuneDesign, progress: SearchProgress, winner: Candidate) -> TuneResult:
@@ -163,11 +169,11 @@ def build_result(design: TuneDesign, progress: SearchProgress, winner: Candidate
     trained = sum(_trained_steps(record, rungs) for record in records) / total
     return TuneResult(
         goal=design.space.goal,
-        larger_is_better=design.larger_is_better,
         budget=design.space.run.tune.budget,
         cost_runs=trained + design.request.suggestion_runs,
         total_steps=total,
         rungs=[(rung.step, len(rung.trials)) for rung in rungs],
+        ranking_metrics={rung.step: design.ranking_metric(rung.step) for rung in rungs},
         centers_origin=design.request.centers_origin,
         candidates=records,
         importances=measure_importance([choices for choices, _ in compared], [value for _, value in compared]),
@@ -189,7 +195,7 @@ def _record(candidate: Candidate, design: TuneDesign, rungs: tuple[Rung, ...], w
         rank=config.adapter.rank,
         learning_rate=candidate.learning_rate,
         trainable_parameters=design.space.trainable[candidate.condition],
-        values={step: design.value(result) for step, result in results.items()},
+        values={step: design.value(result, step) for step, result in results.items()},
         dropped_at=None if candidate == winner else max(trials),
         error=next((trial.error for trial in trials.values() if trial and trial.error), None),
     )
