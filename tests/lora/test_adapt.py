@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file
@@ -61,6 +62,21 @@ def test_a_dtype_without_a_decomposition_is_refused(dtype: torch.dtype) -> None:
 def test_a_meta_model_cannot_be_adapted() -> None:
     with pytest.raises(ailora.ModelError, match="is on the meta device"):
         ailora.adapt(FAMILY.model().to("meta"))
+
+
+def test_a_model_that_accelerate_offloads_is_refused_with_advice() -> None:
+    model = cpu_offload(FAMILY.model(), torch.device("cpu"))
+    with pytest.raises(ailora.ModelError, match=r"offloaded by accelerate: load the model on one device"):
+        ailora.adapt(model)
+
+
+def test_adapting_a_model_on_the_cpu_does_not_touch_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would read the random state of all of them, and warn that there are several."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: pytest.fail(f"read the state of {device}"))
+    state = torch.get_rng_state()
+    ailora.adapt(FAMILY.model(), rank=2)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("form", ["anchored", "residual"])

@@ -9,7 +9,7 @@ import math
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 import ailora
 from ailora.recipes import registry
 from ailora.recipes.causal_lm import CausalLMRecipe
-from ailora.recipes.config.language_config import EvaluationConfig
+from ailora.recipes.config.language_config import CausalLMConfig, EvaluationConfig
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
 from ailora.recipes.data.language_rows import Row, Rows
@@ -31,6 +31,7 @@ from ailora.recipes.evaluation.language_evaluation import Evaluator
 from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.evaluation.text_generation import build_generation_config
 from ailora.recipes.inference.text_generator import TextGenerator
+from ailora.recipes.inference.trained_run import TrainedRun
 from ailora.recipes.run_folder import RunFolder
 from tests.recipes.language import CHAT_TEMPLATE, THINGS, tokenizer
 from tests.recipes.run_kills import run_process
@@ -537,3 +538,33 @@ def test_a_killed_run_on_e2e_writes_the_same_samples(shared: Path, tmp_path: Pat
         assert run_process(tmp_path / "broken.yaml", point, count) == -signal.SIGKILL, point
     assert run_process(tmp_path / "broken.yaml", "", 0) == 0
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_the_default_where_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    """Without native units, torch computes in bfloat16 by emulation, which is slow."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    config = CausalLMConfig.model_construct()
+    assert config.derived_training["bf16"] is native
+
+
+@pytest.mark.parametrize(("quantized_with", "moved"), [("torchao", True), ("4bit", False), ("8bit", False)])
+def test_a_quantized_model_is_evaluated_on_the_accelerator(
+    monkeypatch: pytest.MonkeyPatch, quantized_with: str, moved: bool
+) -> None:
+    """transformers places models for bitsandbytes there, and leaves those for torchao on the CPU."""
+
+    class Loaded:
+        places: ClassVar[list[object]] = []
+
+        def to(self, place: object) -> Loaded:
+            self.places.append(place)
+            return self
+
+    model = Loaded()
+    setattr(model, f"is_loaded_in_{quantized_with}", True)
+    monkeypatch.setattr(TrainedRun, "_load", lambda self: model)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    TrainedRun(folder=None, recipe=None).load()  # type: ignore[arg-type]
+    assert model.places == [torch.device("cuda")] * moved

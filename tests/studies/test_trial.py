@@ -17,6 +17,7 @@ import torch
 
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.yaml_file import format_yaml
+from ailora.studies import trial_runner
 from ailora.studies.trial_runner import TrialError, TrialPruned, run_in_subprocess, run_trial
 
 
@@ -153,3 +154,15 @@ def _wait(until: Any) -> None:
             return
         time.sleep(0.1)
     raise AssertionError("it never came")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "installed", "method"), [(0, True, "forkserver"), (1, False, "forkserver"), (1, True, "spawn")]
+)
+def test_trials_are_not_forked_from_a_process_that_asked_cuda(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, installed: bool, method: str
+) -> None:
+    """bitsandbytes and torchao ask while they are imported, and CUDA does not work in forks made afterwards."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(trial_runner, "find_spec", lambda name: installed or None)
+    assert trial_runner._multiprocessing_context().get_start_method() == method

@@ -55,6 +55,9 @@ def snap_to_grid(B: Tensor) -> Tensor:
     Returns:
         The rounded factor, `B0` of the anchored form. A factor that is zero or not finite is returned unchanged.
     """
+    if B.device.type == "mps":
+        # Apple's GPUs have no float64.
+        return snap_to_grid(B.cpu()).to(B.device)
     step = _grid_step(B)
     return B if step is None else ((B.double() / step).round() * step).to(B.dtype)
 

@@ -87,8 +87,10 @@ def inject(
         ModelError: PEFT cannot adapt the model as planned, or `load` raises this error.
     """
     base = get_base_model(model)
-    # PEFT draws random factors, which are replaced below. The fork keeps the caller's random state unchanged.
-    with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
+    # PEFT draws random factors, which are replaced below. The fork keeps the caller's random state unchanged. Without a
+    # list of devices, it would initialize all GPUs of the machine, and warn that there are several.
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with _unchanged_on_error(model, adapter_name), torch.random.fork_rng(devices=devices):
         adapted = _inject(model, build_training_config(plan, base), adapter_name)
         layers = _get_planned_layers(base, plan, adapter_name)
         for module, group in _group_by_module(factors).items():

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ailora.errors import ModelError
+from ailora.full_precision import full_precision
 from ailora.lora.initial_factors import InitialFactors
 from ailora.plan.adapter_plan import Plan
 from ailora.weights.base_weight import BaseWeight, weight_key, write_rows
@@ -75,8 +76,7 @@ def product_on_rows(factors: Iterable[InitialFactors], shape: tuple[int, int]) -
     by_rows = {initial.planned.projection.rows: initial for initial in factors}
     first = next(iter(by_rows.values())).factors.A
     product = first.new_zeros(shape)
-    # In a caller's autocast region, the product would be computed in half precision.
-    with torch.autocast(first.device.type, enabled=False):
+    with full_precision(first.device):
         for initial in by_rows.values():
             part = initial.planned.scaling * (initial.factors.B @ initial.factors.A)
             write_rows(product, initial.planned.projection, part)

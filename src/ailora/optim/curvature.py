@@ -196,9 +196,10 @@ def largest_eigenvalues(
 
 
 def _measure(x: Float[Tensor, " n"], products: Float[Tensor, "batches n"], iterations: int) -> Curvature:
-    quotients = (products @ x).double()
+    # Apple's GPUs have no float64.
+    quotients = (products @ x).cpu().double()
     value = quotients.mean()
-    residual = (products.mean(dim=0) - value.to(x) * x).norm()
+    residual = (products.mean(dim=0) - float(value) * x).norm()
     spread = quotients.std() / math.sqrt(len(quotients))
     return Curvature(float(value), float(residual), float(spread), iterations, len(quotients))
 
@@ -223,7 +224,7 @@ class _KrylovSpace:
     def extend(self, product: Float[Tensor, " n"]) -> None:
         """Extend the basis by the operator's product with `last`."""
         new, coefficients = orthonormalize(product[:, None], self._basis)
-        self._columns.append(coefficients[:, 0].double().cpu())
+        self._columns.append(coefficients[:, 0].cpu().double())
         self._basis = torch.cat([self._basis, new], dim=1)
 
     def has_converged(self, tolerance: float) -> bool:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ailora.errors import InputError, parse_choice, unknown_name
+from ailora.full_precision import full_precision
 from ailora.spectral import algorithms
 from ailora.spectral.lanczos import NotConvergedError
 from ailora.spectral.singular_triplets import Band, Certificate, Triplets
@@ -71,6 +72,9 @@ def truncated_svd(
     out, in_ = weight.shape[-2:]
     if type(rank) is not int or not 1 <= rank <= min(out, in_):
         raise InputError(f"rank must be between 1 and {min(out, in_)}, got {rank!r} (matrix {out} x {in_})")
+    if weight.device.type == "mps":
+        # Apple's GPUs have no float64, which every method needs.
+        return truncated_svd(weight.cpu(), rank, band, method=method).to(weight.device)
     # Not `promote_types`, which refuses float8.
     matrix = weight.detach().to(torch.float64 if weight.dtype is torch.float64 else torch.float32)
     norm = frobenius_norm(matrix)
@@ -87,8 +91,7 @@ def truncated_svd(
         matrix = (matrix.double() / scale).to(matrix.dtype)
         norm = frobenius_norm(matrix)
     try:
-        # In a caller's autocast region, matrix products would run in half precision.
-        with torch.autocast(matrix.device.type, enabled=False):
+        with full_precision(matrix.device):
             triplets = _decompose(matrix, rank, band, method=method, norm=norm)
     except NotConvergedError as error:
         raise InputError(f"no method decomposes the {out} x {in_} matrix accurately enough: {error}") from error

@@ -12,12 +12,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
 import filelock
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ailora.atomic_io import refuse_link
@@ -168,8 +170,13 @@ def run_in_subprocess(
 
 
 def _multiprocessing_context() -> ForkServerContext | SpawnContext:
-    """Return a context whose processes start quickly: forks of a server that has already imported the packages."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    """Return a context whose processes start quickly: forks of a server that has already imported the packages.
+
+    Where this is not possible, each process imports the packages itself.
+    """
+    # bitsandbytes and torchao, which PEFT imports, ask CUDA for its devices. After this, CUDA refuses to work in forks.
+    initializes_cuda = any(find_spec(name) for name in ("bitsandbytes", "torchao"))
+    if "forkserver" not in multiprocessing.get_all_start_methods() or (initializes_cuda and torch.cuda.device_count()):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])

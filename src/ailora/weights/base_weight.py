@@ -120,10 +120,16 @@ class BaseWeight:
         """Refuse a layer on the meta device.
 
         Raises:
-            ModelError: The weight is on the meta device.
+            ModelError: The weight is not loaded, or accelerate offloads it.
         """
-        if self.device.type == "meta":
-            raise ModelError(f"{self} is on the meta device: load the model's weights before adapting")
+        if self.device.type != "meta":
+            return
+        if hasattr(self.layer, "_hf_hook"):
+            raise ModelError(
+                f"{self} is offloaded by accelerate: load the model on one device (device_map='cpu') before "
+                "adapting, or write the adapter with `ailora init` and load it with PeftModel.from_pretrained"
+            )
+        raise ModelError(f"{self} is on the meta device: load the model's weights before adapting")
 
     def validate_readable(self) -> None:
         """Refuse a plain weight that cannot be decomposed.

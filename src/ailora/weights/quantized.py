@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ailora.errors import ModelError
+from ailora.full_precision import full_precision
 from ailora.roles import weight_shape
 
 
@@ -134,7 +135,7 @@ def _read_by_identity(layer: Any) -> Tensor:
         # loses the small entries of the weight.
         if bias is not None:
             layer.bias = None
-        with torch.autocast(eye.device.type, enabled=False):
+        with full_precision(eye.device):
             return layer(eye).T
     finally:
         if bias is not None:

@@ -174,7 +174,7 @@ def _validate_convertible(
 ) -> None:
     """Validate that each changed base weight is the residual of its adapter, `W_res = W - s B0 A0`."""
     # Loading may draw random numbers for a new head, but must not change the random state of the run.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         base = dict(reload_base().named_parameters())
     for base_name, name in changed.items():
         layer = adapted.get_base_model().get_submodule(name.removesuffix(".base_layer.weight"))

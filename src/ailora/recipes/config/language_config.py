@@ -222,7 +222,8 @@ class CausalLMConfig(LanguageConfig, frozen=True):
     def derived_training(self) -> dict[str, Any]:
         """Mixed precision and activation checkpointing, enabled on accelerators only."""
         # TRL enables both on all devices, but on a CPU they only slow training down.
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        # Without the argument, torch also accepts GPUs that only emulate bfloat16.
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return {"bf16": bf16, "activation_checkpointing": torch.accelerator.is_available()}
 
 

@@ -86,7 +86,8 @@ def compute_likelihood(
             nll = nn.functional.cross_entropy(
                 logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
             )
-            sums += torch.stack([nll.double().cpu(), (labels != IGNORE_INDEX).sum().double().cpu()])
+            # Apple's GPUs have no float64.
+            sums += torch.stack([nll.cpu().double(), (labels != IGNORE_INDEX).sum().cpu().double()])
     model.train(training)
     total = all_reduce_sum({"nll": float(sums[0]), "tokens": float(sums[1])})
     return Likelihood(total["nll"], int(total["tokens"]))

@@ -80,8 +80,8 @@ class TrainedRun:
             InputError: A file of the run is missing or damaged.
         """
         model: Any = self._load()
-        # Quantization libraries choose the device of a quantized model when loading, and may refuse to move the model.
-        if self.recipe.config.quantization is not None:
+        # transformers loads a model for bitsandbytes on the accelerator, and refuses to move it.
+        if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
             return model
         return model.to(torch.accelerator.current_accelerator() or "cpu")
 

@@ -1,0 +1,70 @@
+"""Matrix products in the precision of their inputs, whatever precision the caller has chosen for training."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute matrix products of float32 with all bits inside the context.
+
+    In a region of autocast they would run in half precision. `torch.set_float32_matmul_precision` and `training.tf32`
+    round float32 inputs to 7 or 10 bits of mantissa, on GPUs and on CPUs with bfloat16 units. These settings are
+    global, so other threads compute with all bits meanwhile, too.
+
+    Args:
+        device: Device of the matrices.
+    """
+    with torch.autocast(device.type, enabled=False), _EXACT_PRODUCTS.selected():
+        yield
+
+
+class _ExactProducts:
+    """The global precision of products. Threads may overlap: the first changes it, and the last restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_inside = 0
+        self._restore: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def selected(self) -> Iterator[None]:
+        """Compute exact products inside the context."""
+        with self._lock:
+            if not self._n_inside:
+                self._restore = _select_exact_products()
+            self._n_inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_inside -= 1
+                if not self._n_inside:
+                    self._restore()
+
+
+_EXACT_PRODUCTS = _ExactProducts()
+
+
+def _select_exact_products() -> Callable[[], None]:
+    """Select exact products, and return a function that restores the earlier setting."""
+    backends = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
+    if not all(hasattr(backend, "fp32_precision") for backend in backends):
+        # torch before 2.9 has one setting for all backends. Later versions may refuse to read it.
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        return lambda: torch.set_float32_matmul_precision(before)
+    chosen = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+
+    def restore() -> None:
+        for backend, precision in zip(backends, chosen, strict=True):
+            backend.fp32_precision = precision
+
+    return restore
