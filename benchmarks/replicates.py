@@ -3,24 +3,24 @@
     python benchmarks/replicates.py out/paper/nlu-cola-mpnet
 
 The folder's study is compared, finished or not, with its record in `results/studies`, trial by trial: the same method,
-learning rate and seed. `results/replicates-NAME.json` has the pairs, and medians and largest differences over the
-trials that learned on at least one machine.
+learning rate and seed. `results/replicates-NAME.json` has the pairs, and the differences of the trials that learned on
+at least one machine. Only for studies by the Matthews correlation, which is 0 for a model that has learned nothing.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from machine import write_results
-from study_records import read_record
+from study_records import read_machine, read_record
 
 from ailora.report.inputs import find_studies
 
-#: Score below which a trial learned nothing, for a correlation.
+METRIC = "matthews_correlation"
+#: Score up to which a trial counts as one that has learned nothing.
 LEARNED = 0.2
 
 
@@ -29,35 +29,54 @@ def compare(folder: Path) -> tuple[str, dict[str, Any]]:
     (load,) = find_studies(folder, None)
     storage, design = load()
     record = read_record(storage.name)
-    assert record is not None
+    if record is None:
+        raise SystemExit(f"results/studies has no record of {storage.name}")
     recorded = {trial.spec: trial.result for trial in record.trials if trial.result}
     pairs: list[dict[str, Any]] = []
     for trial in storage.trials():
-        other = recorded.get(trial.spec)
-        if trial.result is None or other is None:
+        here, there = trial.result, recorded.get(trial.spec)
+        if here is None or there is None:
             continue
-        metric, split = design.metric(trial.spec.condition), "test" if "test" in other.metrics else "validation"
-        scores = [result.metrics[split][metric] for result in (trial.result, other)]
-        pairs.append({"spec": trial.spec.to_dict(), "metric": metric, "split": split, "scores": scores})
+        metric = design.metric(trial.spec.condition)
+        if metric != METRIC:
+            raise SystemExit(
+                f"{storage.name} is compared by {metric}, and 0 means that nothing was learned for {METRIC}"
+            )
+        split = "test" if "test" in here.metrics and "test" in there.metrics else "validation"
+        scores = {"folder": here.metrics[split][metric], "record": there.metrics[split][metric]}
+        pairs.append({"spec": trial.spec.to_dict(), "split": split, **scores})
     storage.close()
-    differences = [abs(here - there) for here, there in (p["scores"] for p in pairs) if max(here, there) > LEARNED]
+    learned = [pair for pair in pairs if max(pair["folder"], pair["record"]) > LEARNED]
+    full = [pair for pair in learned if pair["spec"]["method"] == "full"]
+    adapters = [pair for pair in learned if pair not in full]
     figures = {
-        "recorded_on": record.machine,
+        "machines": {"folder": read_machine(folder), "record": record.machine},
         "trials": len(pairs),
-        "learned": len(differences),
-        "median": statistics.median(differences) if differences else math.nan,
-        "largest": max(differences, default=math.nan),
+        "adapters": summarize(adapters),
+        "full fine-tuning": summarize(full),
         "pairs": pairs,
     }
     return storage.name, figures
+
+
+def summarize(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Summarize the differences record minus folder."""
+    differences = [pair["record"] - pair["folder"] for pair in pairs]
+    sizes = [abs(difference) for difference in differences]
+    return {
+        "learned": len(pairs),
+        "median": statistics.median(sizes) if sizes else None,
+        "largest": max(sizes, default=None),
+        "record is higher": sum(difference > 0 for difference in differences),
+    }
 
 
 def main() -> None:
     for folder in sys.argv[1:]:
         name, figures = compare(Path(folder))
         write_results(f"replicates-{name}", figures)
-        print(f"{name}: {figures['trials']} trials ran on both machines, {figures['learned']} learned; ", end="")
-        print(f"their scores differ by {figures['median']:.3f} (median) and {figures['largest']:.3f} (largest)")
+        print(f"{name}: {figures['trials']} trials ran on both machines")
+        print(f"adapters: {figures['adapters']}\nfull fine-tuning: {figures['full fine-tuning']}")
 
 
 if __name__ == "__main__":

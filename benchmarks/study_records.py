@@ -72,14 +72,13 @@ def record_study(folder: Path) -> str:
     """
     (load,) = find_studies(folder, None)
     storage, design = load()
-    machine = folder / "machine.json"
     try:
         selection = select_trials(storage.trials(), design)
         done = {trial.spec: trial for trial in selection.trials if trial.ended}
         missing = [spec for spec in design.required_trials(selection.trials) if spec not in done]
         comparison = compare(selection.trials, design)
         data = {
-            "machine": json.loads(machine.read_text(encoding="utf-8")) if machine.is_file() else describe(),
+            "machine": read_machine(folder),
             "baseline": design.baseline,
             "trials": [_trial_to_dict(trial) for trial in done.values()]
             + [{"spec": spec.to_dict(), "status": Status.WAITING.value} for spec in missing],
@@ -99,6 +98,12 @@ def record_study(folder: Path) -> str:
     lines = json.dumps(_rounded(data), indent=1)
     (FOLDER / f"{storage.name}.json").write_text(lines + "\n", encoding="utf-8")
     return storage.name
+
+
+def read_machine(folder: Path) -> dict[str, Any]:
+    """Return the description of the machine that ran a study: `machine.json` in its folder, or this machine."""
+    file = folder / "machine.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else describe()
 
 
 def read_record(name: str) -> StudyRecord | None:

@@ -44,7 +44,7 @@ from ailora.studies.worker import run_until_all_ended
 from ailora.tune.candidates import Candidate, RateValues, spread_candidates
 from ailora.tune.halving import halve
 from ailora.tune.rate_centers import DEFAULT_LORA_RATE
-from ailora.tune.rung_plan import RungPlan, rung_steps
+from ailora.tune.rung_plan import RungPlan, ranking_metric, rung_steps
 from ailora.tune.search_space import ROLES, SearchSpace
 from ailora.tune.tune_request import plain_config
 
@@ -218,7 +218,7 @@ def replay(table: Table, budget: float, *, seed: int, goal: str, order: Sequence
     candidates = spread_candidates(rates, plan.counts[0])
 
     def score(result: TrialResult, step: int) -> float:
-        name = goal if step == plan.steps[-1] else "loss"
+        name = ranking_metric(goal, step, plan.steps[-1])
         value = result.metrics["validation"][name]
         return value if table.larger_is_better[name] else -value
 

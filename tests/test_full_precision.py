@@ -20,10 +20,22 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.set_float32_matmul_precision(request.param)
     yield request.param
     torch.set_float32_matmul_precision(before)
+    # Even "highest" is a choice of the backends, which would no longer inherit one.
+    for backend in BACKENDS:
+        backend.fp32_precision = "none"
+
+
+#: torch before 2.9 has one setting for all backends.
+BACKENDS = [
+    backend.matmul
+    for backend in (torch.backends.cuda, torch.backends.mkldnn)
+    if hasattr(torch.backends, "fp32_precision")
+]
+EXACT = ["ieee", "ieee"] if BACKENDS else ["highest"]
 
 
 def settings() -> list[str]:
-    return [torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
+    return [backend.fp32_precision for backend in BACKENDS] or [torch.get_float32_matmul_precision()]
 
 
 def test_products_are_exact_inside_and_as_chosen_outside(precision: str) -> None:
@@ -33,9 +45,24 @@ def test_products_are_exact_inside_and_as_chosen_outside(precision: str) -> None
     with full_precision(CPU), full_precision(CPU):
         # Entries of the product are sums of 512 terms of size 1: float32 rounds each by 6e-8.
         assert torch.allclose((matrix @ matrix).double(), exact, atol=512 * 6e-8 * 10)
-        assert settings() == ["ieee", "ieee"]
+        assert settings() == EXACT
     assert settings() == before
     assert torch.get_float32_matmul_precision() == precision
+
+
+@pytest.mark.skipif(not BACKENDS, reason="torch before 2.9 has one setting for all backends")
+def test_an_inherited_choice_stays_inherited() -> None:
+    """`training.tf32` sets the precision of all operations, which products inherit."""
+    try:
+        torch.backends.fp32_precision = "tf32"
+        before = settings()
+        with full_precision(CPU):
+            assert settings() == EXACT
+        assert settings() == before
+        torch.backends.fp32_precision = "ieee"
+        assert settings() != before
+    finally:
+        torch.backends.fp32_precision = "none"
 
 
 def test_an_error_restores_the_choice(precision: str) -> None:
@@ -57,7 +84,7 @@ def test_the_last_of_several_threads_restores_the_choice() -> None:
         thread = threading.Thread(target=wait_inside)
         thread.start()
         assert entered.wait(10)
-    assert settings() == ["ieee", "ieee"]
+    assert settings() == EXACT
     leave.set()
     thread.join()
     assert settings() == before

@@ -108,7 +108,9 @@ def test_archives_survive_the_distribution_over_transfers(
         pack.archive(folder, source / f"{name}.tar.xz", pack.TEXT)
     transfers = pack.distribute([source / f"{name}.tar.xz" for name in contents], checkout=1000)
     assert len(transfers) > 2
-    assert not list(source.glob("*.tar.xz"))
+    assert pack.distribute([source / f"{name}.tar.xz" for name in contents], checkout=1000) == transfers
+    with pytest.raises(pack.PackError, match="the checkout alone"):
+        pack.distribute([source / "first.tar.xz"], checkout=2**20)
     joined.mkdir()
     for transfer in transfers:
         assert sum(file.stat().st_size for file in transfer.iterdir()) + 1000 <= 0.01 * 2**20

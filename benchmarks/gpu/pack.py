@@ -10,8 +10,8 @@ words that no data set has are zeroed. A transfer holds the pack and the files o
 60 MiB together it is refused, or distributed over `.gpu/transfer-1`, `.gpu/transfer-2` ... with `--transfers`.
 
 Larger models are packed only on request. `mpnet-base` keeps all bits of normalizations and of embeddings that occur,
-too: autocast to bfloat16 computes with the same numbers as the unrounded model. `smollm2-135m` travels as the package
-that it is made from.
+too: for adapters, autocast to bfloat16 computes with the same numbers as the unrounded model. `smollm2-135m` travels as
+the package that it is made from.
 """
 
 from __future__ import annotations
@@ -278,13 +278,20 @@ def distribute(archives: list[Path], checkout: int) -> list[Path]:
     `run.unpack` joins the pieces.
 
     Args:
-        archives: Files in the pack; they are deleted.
+        archives: Files in the pack.
         checkout: Bytes of the files that travel in every transfer.
 
     Returns:
         The folders.
+
+    Raises:
+        PackError: the checkout alone fills a transfer.
     """
     room = int(MAX_MIB * 2**20) - checkout
+    if room <= 0:
+        raise PackError(f"the checkout alone is larger than the {MAX_MIB:.0f} MiB of a transfer")
+    for folder in archives[0].parent.glob("transfer-*"):
+        shutil.rmtree(folder)
     folders: list[Path] = []
     free = 0
     for archive in archives:
@@ -301,7 +308,6 @@ def distribute(archives: list[Path], checkout: int) -> list[Path]:
                 n_pieces += 1
                 left -= len(piece)
                 free -= len(piece)
-        archive.unlink()
     return folders
 
 
@@ -313,8 +319,6 @@ def main() -> int:
     parser.add_argument("--transfers", action="store_true", help="distribute the pack over several transfers")
     arguments = parser.parse_args()
     PACK.mkdir(exist_ok=True)
-    for folder in PACK.glob("transfer-*"):
-        shutil.rmtree(folder)
     try:
         for name, (fill, filters) in CONTENTS.items():
             file = PACK / f"{name}.tar.xz"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import compileall
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 
 from run import PACK, ROOT, part_environment, unpack, write_metadata
-from trials import STOP_S, TINY_OVERRIDES, Study, StudyRun, last_line, start_study, stop
+from trials import STOP_S, TINY_OVERRIDES, TRIAL_ENVIRONMENT, Study, StudyRun, last_line, start_study, stop
 
 MODELS = Path.home() / ".cache" / "ailora-models"
 #: Seconds for packing the results.
@@ -42,18 +43,22 @@ def parse_study(text: str) -> Study:
 
 
 def prepare(pack: Path, work: Path, device: str) -> subprocess.Popen[bytes] | None:
-    """Unpack the pack, link its models, and make the models that travel as packages.
+    """Unpack the pack, unless an earlier call has; link its models, and make the models that travel as packages.
 
     Returns:
         The process that makes models, or None if there are none to make.
     """
-    work.mkdir(parents=True)
-    unpack(pack, work)
-    write_metadata(work / "site")
-    # Dozens of processes would otherwise compile the same packages at once.
-    compileall.compile_dir(work / "site", quiet=2, workers=0)
-    if not (work / "shared").exists():
-        (work / "shared").symlink_to(ROOT.parent / "shared")
+    prepared = work / "prepared"
+    if not prepared.exists():
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        unpack(pack, work)
+        write_metadata(work / "site")
+        # Dozens of processes would otherwise compile the same packages at once.
+        compileall.compile_dir(work / "site", quiet=2, workers=0)
+        if not (work / "shared").exists():
+            (work / "shared").symlink_to(ROOT.parent / "shared")
+        prepared.touch()
     MODELS.mkdir(parents=True, exist_ok=True)
     for model in (work / "models").glob("*"):
         if not (MODELS / model.name).exists():
@@ -90,13 +95,17 @@ def run_studies(
                 print(
                     f"models made after {time.monotonic() - started:.0f} s, exit code {making.returncode}", flush=True
                 )
-                runs += [start_study(study, folder, overrides) for study in waiting]
+                if not making.returncode:
+                    runs += [start_study(study, folder, overrides) for study in waiting]
                 waiting = []
             if time.monotonic() > reported + REPORT_INTERVAL_S:
                 reported = time.monotonic()
                 print(f"{reported - started:4.0f} s: {', '.join(map(describe_run, runs))}", flush=True)
     finally:
         stop(runs)
+        if making:
+            making.terminate()
+            making.wait()
     for run in runs:
         print(f"{describe_run(run)}, {last_line(folder / f'{run.name}.log')}", flush=True)
 
@@ -126,9 +135,9 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a single short trial of each study: a rehearsal")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "out" / "gpu"))
     arguments = parser.parse_args()
-    making = None if arguments.work.exists() else prepare(arguments.pack, arguments.work, arguments.device)
+    making = prepare(arguments.pack, arguments.work, arguments.device)
     print(f"ready after {time.monotonic() - started:.0f} s", flush=True)
-    environment = part_environment(arguments.work, arguments.device)
+    environment = part_environment(arguments.work, arguments.device) | TRIAL_ENVIRONMENT
     os.environ.update(environment)
     folder = arguments.work / "studies"
     folder.mkdir(exist_ok=True)

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Seconds that the studies get to stop, and the rest of the results to be read.
 STOP_S = 12.0
 POLL_INTERVAL_S = 1.0
+#: Many trials share the cores.
+TRIAL_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 #: Overrides for a rehearsal: one short trial.
 TINY_OVERRIDES = (
     "methods=[ailora]",
@@ -94,7 +96,7 @@ def start_study(study: Study, folder: Path, overrides: tuple[str, ...]) -> Study
         process = subprocess.Popen(
             [*command, "--scale", study.scale, "--workers", str(study.workers)],
             cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | TRIAL_ENVIRONMENT,
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 
@@ -15,7 +16,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     In a region of autocast they would run in half precision. `torch.set_float32_matmul_precision` and `training.tf32`
     round float32 inputs to 7 or 10 bits of mantissa, on GPUs and on CPUs with bfloat16 units. These settings are
-    global, so other threads compute with all bits meanwhile, too.
+    global, so other threads compute with all bits meanwhile, too. Inside, torch refuses to read its older flag
+    `allow_tf32`.
 
     Args:
         device: Device of the matrices.
@@ -51,15 +53,21 @@ class _ExactProducts:
 _EXACT_PRODUCTS = _ExactProducts()
 
 
+class _Products(Protocol):
+    """Settings of a backend for matrix products, `torch.backends.*.matmul`."""
+
+    fp32_precision: str
+
+
 def _select_exact_products() -> Callable[[], None]:
     """Select exact products, and return a function that restores the earlier setting."""
-    backends = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
+    backends: list[Any] = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
     if not all(hasattr(backend, "fp32_precision") for backend in backends):
         # torch before 2.9 has one setting for all backends. Later versions may refuse to read it.
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         return lambda: torch.set_float32_matmul_precision(before)
-    chosen = [backend.fp32_precision for backend in backends]
+    chosen = [_read_own_precision(backend) for backend in backends]
     for backend in backends:
         backend.fp32_precision = "ieee"
 
@@ -68,3 +76,11 @@ def _select_exact_products() -> Callable[[], None]:
             backend.fp32_precision = precision
 
     return restore
+
+
+def _read_own_precision(backend: _Products) -> str:
+    """Return the precision of a backend's products, or `none` if they inherit it; they inherit afterwards."""
+    # Reading also gives an inherited precision. Written back, it would outlive a change of the inherited setting.
+    effective = backend.fp32_precision
+    backend.fp32_precision = "none"
+    return "none" if backend.fp32_precision == effective else effective

@@ -215,6 +215,17 @@ SEARCH = {
 }
 
 
+def test_rungs_name_the_metric_that_ranked_them(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "one")
+    rungs = [{"step": 10, "candidates": 2, "metric": "loss"}, {"step": 100, "candidates": 1, "metric": "f1_macro"}]
+    (folder / "tune.json").write_text(json.dumps(SEARCH | {"goal": "f1_macro", "rungs": rungs}))
+    chapter = chapter_of(folder)
+    importances, candidates = blocks(chapter, "Search", ReportTable)
+    assert candidates.columns[-3:] == ("loss, step 10", "f1 macro, step 100", "error")
+    assert importances.notes[0].startswith("Differences in loss at step 10.")
+    assert blocks(chapter, "Search", Charts)[0].charts[0].y.label == "validation loss"
+
+
 def test_a_run_that_tune_chose_shows_its_search(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "one")
     assert "Search" not in [section.title for section in chapter_of(folder).sections]

@@ -27,11 +27,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.ci
+@pytest.mark.parametrize("goal", ["loss", "accuracy"])
 def test_a_replay_is_the_real_search(
-    tuned: dict[str, Any], in_process: list[str], bench: ModuleType, tmp_path: Path
+    tuned: dict[str, Any], in_process: list[str], bench: ModuleType, tmp_path: Path, goal: str
 ) -> None:
     rates = [1e-3, 5e-3, 2e-2]
-    tuned["tune"] |= {"learning_rate": {"values": rates}, "roles": [["query", "value"]], "budget": "2x"}
+    tuned["tune"] |= {"learning_rate": {"values": rates}, "roles": [["query", "value"]], "budget": "2x", "goal": goal}
     config = load_config(tuned)
     table = bench.record(config, tmp_path / "table", rates=rates, seeds=[0])
     assert bench.Table.from_dict(table.to_dict()) == table
@@ -44,7 +45,7 @@ def test_a_replay_is_the_real_search(
             assert trial.result is not None
             recorded = table.values[candidate.condition, candidate.learning_rate, 0][rung.step]
             assert dict(trial.result.metrics["validation"]) == recorded
-    assert bench.replay(table, 2, seed=0, goal="loss", order=list(table.rates)) == progress.winner
+    assert bench.replay(table, 2, seed=0, goal=goal, order=list(table.rates)) == progress.winner
     assert result.winner.learning_rate == progress.winner.learning_rate if progress.winner else False
 
 

@@ -163,3 +163,11 @@ def test_without_the_data_no_candidate_fails(tuned: dict[str, Any], tmp_path: Pa
     assert {trial.status for trial in storage.trials()} <= {Status.WAITING}
     for opened in (storage, search[0]):
         opened.close()
+
+
+def test_a_search_by_earlier_rules_is_refused(tuned: dict[str, Any]) -> None:
+    """Its rungs end elsewhere, and its dropped candidates would train again."""
+    storage, _ = open_search(load_config(tuned))
+    storage.update_config({key: value for key, value in storage.config.items() if key != "rules"})
+    with pytest.raises(InputError, match=r"other rules for its rungs \(version 1, now 2\): finish it with the version"):
+        open_search(load_config(tuned))

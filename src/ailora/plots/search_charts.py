@@ -1,4 +1,4 @@
-"""Charts of a search by `ailora tune`: the goal over the learning rate, for all candidates."""
+"""Charts of a search by `ailora tune`: a metric over the learning rate, for all candidates."""
 
 from __future__ import annotations
 

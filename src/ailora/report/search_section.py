@@ -37,7 +37,7 @@ def search_blocks(search: Mapping[str, object]) -> Iterator[Block]:
     yield Paragraphs(tuple(map(str, sentences)) if isinstance(sentences, list) else ())
     yield Charts(tuple(candidate_chart(candidates, first, metric=metrics[first])))
     if importances := [i for record in _records(search.get("importances")) if (i := Importance.from_dict(record))]:
-        yield _importance_table(importances, first)
+        yield _importance_table(importances, first, metrics[first])
     yield _candidate_table(candidates, metrics)
 
 
@@ -59,8 +59,8 @@ def _candidate_table(candidates: Sequence[Mapping[str, object]], metrics: Mappin
     return ReportTable("Candidates, on the validation data", columns, tuple(rows), notes)
 
 
-def _importance_table(importances: Sequence[Importance], step: int) -> ReportTable:
-    notes = (f"Differences at step {step:,}. {IMPORTANCE_NOTE}",)
+def _importance_table(importances: Sequence[Importance], step: int, metric: str) -> ReportTable:
+    notes = (f"Differences in {metric.replace('_', ' ')} at step {step:,}. {IMPORTANCE_NOTE}",)
     return ReportTable(IMPORTANCE_TITLE, IMPORTANCE_COLUMNS, tuple(importance_rows(importances)), notes)
 
 

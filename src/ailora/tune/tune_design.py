@@ -10,7 +10,7 @@ from ailora.recipes.training.run_prefix import RunPrefix
 from ailora.studies.trial import Condition, TrialResult, TrialSpec
 from ailora.studies.trial_keys import TrialKeys, trial_identity
 from ailora.tune.candidates import Candidate, RateSpan, RateValues, spread_candidates
-from ailora.tune.rung_plan import RungPlan, rung_steps
+from ailora.tune.rung_plan import RungPlan, ranking_metric, rung_steps
 from ailora.tune.search_space import SearchSpace
 from ailora.tune.tune_request import TuneRequest
 
@@ -79,10 +79,8 @@ class TuneDesign:
         return spread_candidates(self._rates, self.rungs[0][1])
 
     def ranking_metric(self, step: int) -> str:
-        """Return the metric that ranks candidates after a step: the goal at the end of the run, the loss before."""
-        # Accuracy stays at chance while the loss already falls: replayed on recorded runs, rungs ranked by accuracy
-        # chose worse settings than a random search (docs/LOG.md).
-        return self.space.goal if step == self.total_steps else "loss"
+        """Return the metric that ranks candidates after a step."""
+        return ranking_metric(self.space.goal, step, self.total_steps)
 
     def spec(self, candidate: Candidate, step: int | None) -> TrialSpec:
         """Return the trial that trains a candidate up to a step; without a step, the trial of the whole run."""

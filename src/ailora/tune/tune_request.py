@@ -18,11 +18,16 @@ from ailora.recipes.config.validation import StoredSection, format_validation_er
 TUNE_FOLDER = ".tune"
 
 
+#: Searches of version 1 judged candidates after a ninth of the run, and by the goal on all rungs.
+RULES: Literal[2] = 2
+
+
 class TuneRequest(StoredSection, frozen=True):
     """Request for a search.
 
     Attributes:
         kind: Distinguishes a search from a study in a storage; a study has no `kind`.
+        rules: Version of the rules for rungs and ranking. Under other rules, the trials of a search are different ones.
         base: Complete configuration of the run, with the section `tune`.
         evaluation_steps: Steps after which a run evaluates, ascending; the last is the final step of the run.
         centers: Middle of the range of learning rates for each of `SearchSpace.conditions`; unused if the file sets the
@@ -41,6 +46,7 @@ class TuneRequest(StoredSection, frozen=True):
     """
 
     kind: Literal["tune"] = "tune"
+    rules: Literal[2] = RULES
     base: dict[str, Any]
     evaluation_steps: list[int]
     centers: list[float]
@@ -71,10 +77,16 @@ def parse_request(plain: Mapping[str, Any]) -> TuneRequest:
     """Parse the plain data of a request.
 
     Raises:
-        InputError: The data belong to a study, or are damaged.
+        InputError: The data belong to a study or to a search by other rules, or are damaged.
     """
     if plain.get("kind") != "tune":
         raise InputError("expected a search of `ailora tune` in the storage, got a study")
+    # Searches of version 1 name no version.
+    if (rules := plain.get("rules", 1)) != RULES:
+        raise InputError(
+            f"the search began with other rules for its rungs (version {rules}, now {RULES}): finish it with the "
+            "version of ailora that began it, or choose a different output"
+        )
     try:
         return TuneRequest.model_validate(dict(plain))
     except pydantic.ValidationError as error:

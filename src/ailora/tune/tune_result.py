@@ -143,9 +143,10 @@ class TuneResult:
     def _describe_importance(self) -> Iterator[str]:
         if self.importances:
             step = self.rungs[0][0]
-            yield describe_importance(
-                self.importances, f"the differences at step {step:,}, where all candidates were compared"
+            compared = (
+                f"the differences in {self.ranking_metrics[step]} at step {step:,}, where all candidates were compared"
             )
+            yield describe_importance(self.importances, compared)
 
 
 def _describe_difference(difference: float, metric: str) -> str:

@@ -62,7 +62,7 @@ class TuneConfig(Section, frozen=True):
             are scaled so that all entries train as many parameters as the first.
         learning_rate: Rates to try; `auto` for a range around the rate of plain LoRA, shifted by `suggest-lr`.
         rank: Values of `adapter.rank` to choose from, for the first entry of `roles`; None for the rank of the run.
-        goal: Loss or metric on the validation split by which candidates are compared.
+        goal: Loss or metric on the validation split by which candidates are compared at the end of a run.
         storage: Optuna database URL; None for SQLite in the output folder.
     """
 
