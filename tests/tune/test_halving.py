@@ -88,7 +88,7 @@ def test_ranks_that_scaling_makes_equal_are_tried_once(search: Search) -> None:
     ranks = {str(c.values): config.adapter.rank for c, config in design.space.configs.items()}
     assert len(ranks) == 4
     assert list(ranks.values()).count(1) == 3
-    keys = [design.keys.key(design.spec(candidate, 6)) for candidate in design.candidates]
+    keys = [design.keys.key(design.spec(candidate, 3)) for candidate in design.candidates]
     assert len(set(keys)) == len(keys)
     checkpoints: list[tuple[int, bool]] = []
 
@@ -99,7 +99,7 @@ def test_ranks_that_scaling_makes_equal_are_tried_once(search: Search) -> None:
         return _result(config, prefix)
 
     work_on_search(storage, design, execute)
-    assert all(resumes == (step > 6) for step, resumes in checkpoints)
+    assert all(resumes == (step > 3) for step, resumes in checkpoints)
     progress = find_progress(storage.trials(), design)
     assert progress.winner is not None
     best, certainty, *_ = build_result(design, progress, progress.winner).sentences
@@ -125,7 +125,7 @@ def test_the_order_in_which_trials_end_does_not_matter(search: Search) -> None:
     assert find_progress(storage.trials(), design).winner == best
 
 
-@pytest.mark.parametrize("fails", [lambda step: step == 6, lambda step: step > 6], ids=["first", "later"])
+@pytest.mark.parametrize("fails", [lambda step: step == 3, lambda step: step > 3], ids=["first", "later"])
 def test_a_failed_candidate_is_dropped(search: Search, fails: Callable[[int], bool]) -> None:
     storage, design = search()
     best = min(design.candidates, key=lambda c: abs(math.log10(c.learning_rate / 2e-3)))

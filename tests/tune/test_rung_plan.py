@@ -12,11 +12,11 @@ from ailora.tune.rung_plan import RungPlan, rung_steps
 
 @pytest.mark.parametrize(
     ("budget", "counts", "cost"),
-    [(1, (1, 1, 1), 1.0), (2, (4, 2, 1), 1.9), (5, (11, 5, 2), 4.7), (10, (21, 10, 5), 9.7)],
+    [(1, (1, 1, 1, 1), 1.0), (2, (7, 3, 1, 1), 1.8), (5, (19, 9, 4, 2), 5.0), (10, (35, 17, 8, 4), 9.6)],
 )
-def test_a_run_of_ten_evaluations_has_three_rungs(budget: float, counts: tuple[int, ...], cost: float) -> None:
+def test_a_run_of_ten_evaluations_has_four_rungs(budget: float, counts: tuple[int, ...], cost: float) -> None:
     plan = RungPlan.within(range(100, 1001, 100), budget, max_candidates=1000)
-    assert plan.steps == (200, 500, 1000)
+    assert plan.steps == (100, 200, 500, 1000)
     assert plan.counts == counts
     assert plan.cost_runs == pytest.approx(cost)
 
@@ -26,7 +26,7 @@ def test_a_run_of_ten_evaluations_has_three_rungs(budget: float, counts: tuple[i
     [
         ([10], (10,)),
         ([5, 10], (5, 10)),
-        (range(1, 1001), (250, 500, 1000)),
+        (range(1, 1001), (125, 250, 500, 1000)),
         # Epochs: two and three are equally near to half of five.
         ([20, 40, 60, 80, 100], (20, 40, 100)),
     ],

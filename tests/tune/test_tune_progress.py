@@ -25,14 +25,16 @@ def test_each_line_is_printed_once(search: Search, capsys: pytest.CaptureFixture
         progress.update(design)
         assert capsys.readouterr().out.splitlines() == [
             "Learning rates of the file.",
-            "Plan: 4 candidates to step 6, the best 2 to step 12, the best to step 24, at 2x the cost of one run.",
+            "Plan: 4 candidates to step 3, the best 2 to step 6, the best to step 12, the best to step 24, "
+            "at 1.5x the cost of one run.",
         ]
         work_on_search(storage, design, _train)
         progress.update(design)
         progress.update(design)
     assert capsys.readouterr().out.splitlines() == [
-        "Step 6: 4 candidates, 2 failed; best lora at 0.001 on query, loss 0.0010.",
-        "Step 12: 2 candidates; best lora at 0.001 on query, loss 0.0010.",
+        "Step 3: 4 candidates, 2 failed; best lora at 0.001 on query, loss 0.0010.",
+        "Step 6: 2 candidates; best lora at 0.001 on query, loss 0.0010.",
+        "Step 12: 1 candidate; best lora at 0.001 on query, loss 0.0010.",
         "Step 24: 1 candidate; best lora at 0.001 on query, loss 0.0010.",
     ]
 

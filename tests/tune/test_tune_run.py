@@ -77,7 +77,7 @@ def test_what_is_said_about_the_choice_follows_from_its_numbers(tuned: dict[str,
     assert result.cost_runs <= 3
     assert result.sentences[0].startswith(f"Best: {result.winner.policy} at ")
     assert any("one seed" in sentence for sentence in result.sentences)
-    assert any("share of the differences at step 6" in sentence for sentence in result.sentences)
+    assert any("share of the differences in loss at step 3" in sentence for sentence in result.sentences)
     dropped = [candidate.dropped_at for candidate in result.candidates]
     assert dropped.count(None) == 1
 

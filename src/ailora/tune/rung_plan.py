@@ -10,9 +10,9 @@ from ailora.errors import InputError
 
 #: Half of the candidates advances to the next rung.
 REDUCTION = 2
-#: The first rung judges a run after a quarter of its schedule. After a ninth, as with the thirds of Hyperband (arXiv
-#: 1603.06560), twice as many candidates gave a worse choice: `docs/LOG.md`.
-_MAX_RUNGS = 3
+#: The first rung judges a run after an eighth of its schedule. Later judgements of fewer candidates, and the thirds of
+#: Hyperband (arXiv 1603.06560), each chose better on one task and worse on another: `docs/LOG.md`.
+_MAX_RUNGS = 4
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def ranking_metric(goal: str, step: int, total_steps: int) -> str:
 
 
 def rung_steps(evaluation_steps: Sequence[int]) -> tuple[int, ...]:
-    """Choose the evaluations nearest to a quarter and a half of a run, and the last evaluation.
+    """Choose the evaluations nearest to an eighth, a quarter and a half of a run, and the last evaluation.
 
     Args:
         evaluation_steps: Steps after which a run evaluates, ascending.

@@ -18,7 +18,7 @@ from ailora.recipes.config.validation import StoredSection, format_validation_er
 TUNE_FOLDER = ".tune"
 
 
-#: Searches of version 1 judged candidates after a ninth of the run, and by the goal on all rungs.
+#: Searches of version 1 kept a third of the candidates from rung to rung, and ranked them by the goal on all rungs.
 RULES: Literal[2] = 2
 
 
