@@ -27,7 +27,7 @@ def test_what_is_left_out_is_said_and_the_rest_written(tmp_path: Path) -> None:
     run, out = run_folder(tmp_path / "run"), tmp_path / "report.html"
     made = ailora("report", str(run), str(tmp_path / "nowhere"), "--out", str(out))
     assert made.returncode == 1
-    assert "is missing: there is no" in made.stderr
+    assert "not shown on the page: there is no" in made.stderr
     assert out.is_file()
 
 
