@@ -4,7 +4,7 @@
     python benchmarks/tune_regret.py replay sst2 [--scale small] [--repetitions 2000]
 
 `record` trains every policy x roles x learning rate, seed after seed, and writes the evaluations after each seed to
-`out/tune_regret/TASK-SCALE.json`. Finished runs are not repeated, and several processes with the same command share the
+`benchmarks/results/tune_runs/TASK-SCALE.json`. Finished runs are not repeated, and several processes with the same command share the
 runs. A rung of `ailora tune` is a prefix of a full run that ends at one of its evaluations, so that `replay`
 applies the package's own rule to recorded values exactly; a test compares a replay with a real search. `replay` writes
 `benchmarks/results/tune_regret_TASK-SCALE.json`, prints its numbers as a table in Markdown, and writes the table of all
@@ -294,13 +294,14 @@ def main() -> None:
     arguments = parser.parse_args()
     name = f"{arguments.task}-{arguments.scale}"
     folder = ROOT / "out" / "tune_regret"
-    file = folder / f"{name}.json"
+    file = RESULTS / "tune_runs" / f"{name}.json"
     if arguments.command == "record":
         base = {"recipe": "classification", "output": str(folder / "base")}
         config = load_config(base | tasks(arguments.shared, arguments.scale)[arguments.task])
         for count in range(1, arguments.seeds + 1):
             table = record(config, folder / name, rates=RATES, seeds=SEEDS[:count])
-            file.write_text(json.dumps(table.to_dict(), indent=1))
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(table.to_dict()) + "\n")
         return
     table = Table.from_dict(json.loads(file.read_text()))
     scores = list(table.larger_is_better)
