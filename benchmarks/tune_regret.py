@@ -4,11 +4,11 @@
     python benchmarks/tune_regret.py replay sst2 [--scale small] [--repetitions 2000]
 
 `record` trains every policy x roles x learning rate, seed after seed, and writes the evaluations after each seed to
-`benchmarks/results/tune_runs/TASK-SCALE.json`. Finished runs are not repeated, and several processes with the same command share the
-runs. A rung of `ailora tune` is a prefix of a full run that ends at one of its evaluations, so that `replay`
-applies the package's own rule to recorded values exactly; a test compares a replay with a real search. `replay` writes
-`benchmarks/results/tune_regret_TASK-SCALE.json`, prints its numbers as a table in Markdown, and writes the table of all
-tasks to `docs/howto/choose_settings.md`.
+`benchmarks/results/tune_runs/TASK-SCALE.json`. Finished runs are not repeated, and several processes with the same
+command share the runs. A rung of `ailora tune` is a prefix of a full run that ends at one of its evaluations, so that
+`replay` applies the package's own rule to recorded values exactly; a test compares a replay with a real search.
+`replay` writes `benchmarks/results/tune_regret_TASK-SCALE.json`, prints its numbers as a table in Markdown, and writes
+the table of all tasks to `docs/howto/choose_settings.md`.
 
 Regret is the largest mean score of any setting minus the mean score of the chosen setting. Both means leave out
 the seed that was used for choosing. The unit is a point of the metric, or 0.01 nats of the loss.
