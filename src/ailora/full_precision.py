@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import torch
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Generator[None]:
     """Compute matrix products of float32 with all bits inside the context.
 
     In a region of autocast they would run in half precision. `torch.set_float32_matmul_precision` and `training.tf32`
@@ -35,7 +35,7 @@ class _ExactProducts:
         self._restore: Callable[[], None] = lambda: None
 
     @contextmanager
-    def selected(self) -> Iterator[None]:
+    def selected(self) -> Generator[None]:
         """Compute exact products inside the context."""
         with self._lock:
             if not self._n_inside:
