@@ -11,7 +11,7 @@ import torch
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Generator[None]:
+def full_precision(device: torch.device) -> Generator[None, None, None]:
     """Compute matrix products of float32 with all bits inside the context.
 
     In a region of autocast they would run in half precision. `torch.set_float32_matmul_precision` and `training.tf32`
@@ -35,7 +35,7 @@ class _ExactProducts:
         self._restore: Callable[[], None] = lambda: None
 
     @contextmanager
-    def selected(self) -> Generator[None]:
+    def selected(self) -> Generator[None, None, None]:
         """Compute exact products inside the context."""
         with self._lock:
             if not self._n_inside:
