@@ -12,6 +12,13 @@ from ailora import truncated_svd
 from ailora.full_precision import full_precision
 
 CPU = torch.device("cpu")
+#: torch before 2.9 has one setting for all backends.
+BACKENDS = [
+    backend.matmul
+    for backend in (torch.backends.cuda, torch.backends.mkldnn)
+    if hasattr(torch.backends, "fp32_precision")
+]
+EXACT = ["ieee", "ieee"] if BACKENDS else ["highest"]
 
 
 @pytest.fixture(params=["highest", "high", "medium"])
@@ -23,15 +30,6 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     # Even "highest" is a choice of the backends, which would no longer inherit one.
     for backend in BACKENDS:
         backend.fp32_precision = "none"
-
-
-#: torch before 2.9 has one setting for all backends.
-BACKENDS = [
-    backend.matmul
-    for backend in (torch.backends.cuda, torch.backends.mkldnn)
-    if hasattr(torch.backends, "fp32_precision")
-]
-EXACT = ["ieee", "ieee"] if BACKENDS else ["highest"]
 
 
 def settings() -> list[str]:

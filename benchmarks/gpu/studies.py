@@ -23,10 +23,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import PACK, ROOT, part_environment, unpack, write_metadata
+from run import MODELS, PACK, ROOT, part_environment, unpack, write_metadata
 from trials import STOP_S, TINY_OVERRIDES, TRIAL_ENVIRONMENT, Study, StudyRun, last_line, start_study, stop
 
-MODELS = Path.home() / ".cache" / "ailora-models"
 #: Seconds for packing the results.
 PACK_S = 20.0
 REPORT_INTERVAL_S = 20.0

@@ -27,8 +27,8 @@ def generate(
     from ailora.recipes.inference.text_generator import TextGenerator
 
     generator = TextGenerator.load(adapter, base=base)
-    settings = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-    for number, text in enumerate(generator.generate(prompts, settings, chat=chat)):
+    fields = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    for number, text in enumerate(generator.generate(prompts, fields, chat=chat)):
         if number:
             typer.echo("")
         # Models can generate control characters, which a terminal would obey.

@@ -70,10 +70,12 @@ def _rung_line(rung: Rung, design: TuneDesign) -> str:
     line = f"Step {rung.step:,}: {pluralize(len(rung.trials), 'candidate')}" + (f", {failed} failed" if failed else "")
     if rung.ranking:
         best = rung.ranking[0]
-        metric = design.ranking_metric(rung.step)
-        value = -rung.scores[best] if metric == "loss" else rung.scores[best]
         settings = design.space.describe(best.condition, best.learning_rate)
-        line += f"; best {settings}, {metric} {format_number(value)}"
+        trial = rung.trials[best]
+        assert trial is not None
+        assert trial.result is not None
+        value = format_number(design.value(trial.result, rung.step))
+        line += f"; best {settings}, {design.ranking_metric(rung.step)} {value}"
     return line + "."
 
 
