@@ -203,6 +203,8 @@ while (taken := storage.claim_next()) is not None:
 @pytest.mark.ci
 def test_two_workers_share_many_trials_without_loss_or_double(storage: TrialStorage, url: str) -> None:
     """Every attempt is counted, the double ones too."""
+    # A living worker that waits for the disk longer than its timeout counts as dead, and its trial fails and returns.
+    storage.update_config(storage.config | {"worker_timeout": 60})
     number = 300
     storage.enqueue(specs(*map(str, range(number))))
     workers = [subprocess.Popen([sys.executable, "-c", _TAKER, url, storage.name, str(i)]) for i in range(2)]
