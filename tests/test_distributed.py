@@ -29,6 +29,6 @@ def test_alone_all_is_mine() -> None:
     assert distributed.split_between_processes("ab") == [("a", True), ("b", True)]
     assert distributed.gather(["x", "y"]) == ["x", "y"]
     assert distributed.all_reduce_sum({"n": 2.0}) == {"n": 2.0}
-    assert distributed.compute_on_rank0_and_broadcast(lambda: 3) == 3
+    assert distributed.compute_and_broadcast_from_rank0(lambda: 3) == 3
     with distributed.init_process_group_if_launched():
         assert distributed.process_count() == 1

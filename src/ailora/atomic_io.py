@@ -76,7 +76,7 @@ def _create_locked(temporary: Path, file: Path) -> BinaryIO:
 
 
 def _remove_leftover(temporary: Path, file: Path) -> None:
-    """Remove the temporary file of a killed process, or raise if its process is still writing `file`."""
+    """Remove a temporary file if its process was killed, or raise if the process is still writing `file`."""
     if temporary.is_symlink():
         temporary.unlink(missing_ok=True)
         return
@@ -116,7 +116,7 @@ def _busy_error(path: Path) -> InputError:
 
 
 def refuse_link(path: str, flags: int) -> int:
-    """Open a file that is no link: the opener for `open(..., opener=refuse_link)`.
+    """Open a file, but refuse a link. Use as `open(..., opener=refuse_link)`.
 
     Returns:
         File descriptor.

@@ -188,7 +188,7 @@ def gather(results: Sequence[T]) -> list[T]:
     return [parts[index % count][index // count] for index in range(sum(map(len, parts)))]
 
 
-def compute_on_rank0_and_broadcast(compute: Callable[[], T]) -> T:
+def compute_and_broadcast_from_rank0(compute: Callable[[], T]) -> T:
     """Compute a value on every rank, and return the value of rank 0 on all ranks, bit for bit.
 
     Every rank computes, because gathering a sharded weight is collective. Values and errors of ranks other than 0 are

@@ -95,8 +95,9 @@ def describe_out_of_memory(error: BaseException) -> str | None:
     """
     text = " ".join(str(error).split())
     # Compare the class by name, because importing torch would take seconds.
-    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if not is_named and not (isinstance(error, RuntimeError) and any(part in text for part in _ALLOCATION_FAILURES)):
+    is_memory_error = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    is_allocation_failure = isinstance(error, RuntimeError) and any(part in text for part in _ALLOCATION_FAILURES)
+    if not is_memory_error and not is_allocation_failure:
         return None
     return f"out of memory ({text or 'on the CPU'}): take a smaller batch or model"
 

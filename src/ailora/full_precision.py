@@ -12,12 +12,12 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device) -> Generator[None, None, None]:
-    """Compute matrix products of float32 with all bits inside the context.
+    """Compute matrix products of float32 inputs in full float32 precision inside the context.
 
-    In a region of autocast they would run in half precision. `torch.set_float32_matmul_precision` and `training.tf32`
+    Under autocast, the products would run in half precision. `torch.set_float32_matmul_precision` and `training.tf32`
     round float32 inputs to 7 or 10 bits of mantissa, on GPUs and on CPUs with bfloat16 units. These settings are
-    global, so other threads compute with all bits meanwhile, too. Inside, torch refuses to read its older flag
-    `allow_tf32`.
+    global, so the context changes the products of other threads too. Inside the context, torch refuses to read its
+    older flag `allow_tf32`.
 
     Args:
         device: Device of the matrices.
@@ -27,7 +27,7 @@ def full_precision(device: torch.device) -> Generator[None, None, None]:
 
 
 class _ExactProducts:
-    """The global precision of products. Threads may overlap: the first changes it, and the last restores it."""
+    """Global precision of products. The first of overlapping contexts sets it, and the last restores the former one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,23 +64,24 @@ def _select_exact_products() -> Callable[[], None]:
     backends: list[Any] = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
     if not all(hasattr(backend, "fp32_precision") for backend in backends):
         # torch before 2.9 has one setting for all backends. Later versions may refuse to read it.
-        before = torch.get_float32_matmul_precision()
+        previous = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-        return lambda: torch.set_float32_matmul_precision(before)
-    chosen = [_read_own_precision(backend) for backend in backends]
+        return lambda: torch.set_float32_matmul_precision(previous)
+    precisions = [_clear_own_precision(backend) for backend in backends]
     for backend in backends:
         backend.fp32_precision = "ieee"
 
     def restore() -> None:
-        for backend, precision in zip(backends, chosen, strict=True):
+        for backend, precision in zip(backends, precisions, strict=True):
             backend.fp32_precision = precision
 
     return restore
 
 
-def _read_own_precision(backend: _Products) -> str:
-    """Return the precision of a backend's products, or `none` if they inherit it; they inherit afterwards."""
-    # Reading also gives an inherited precision. Written back, it would outlive a change of the inherited setting.
+def _clear_own_precision(backend: _Products) -> str:
+    """Let a backend inherit torch's global precision, and return its former setting, `none` if it inherited already."""
+    # `fp32_precision` returns an inherited precision too. If `restore` wrote that value, the backend would no longer
+    # follow changes of the global precision.
     effective = backend.fp32_precision
     backend.fp32_precision = "none"
     return "none" if backend.fp32_precision == effective else effective

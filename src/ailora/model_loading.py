@@ -31,8 +31,8 @@ from ailora.safetensors_io import Checkpoint
 
 #: Patterns of weight files in the folder of a model.
 _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
-#: Configuration keys that hold a number of layers. The limit is far above that of any model. Without a limit, a damaged
-#: configuration could build a million layers, which would take hours.
+#: Configuration keys that hold a number of layers. The limit is far above the number of layers of any model. Without a
+#: limit, a damaged configuration could build a million layers, which would take hours.
 _LAYER_COUNT_KEY = re.compile(r"(^|_)(n_|num_)?layers?$")
 _MAX_LAYERS = 2_000
 #: Message of transformers if an auto class does not support a model type.
@@ -59,8 +59,8 @@ def auto_class(task_type: str) -> Any:
 def counts_positions_from_padding(model: nn.Module) -> bool:
     """Return whether a model counts positions from its padding token, as RoBERTa does.
 
-    Such a model needs the padding token with which it was built. Other classifiers may search for the last token of a
-    row that is not padding; they need the padding token of their tokenizer.
+    Such a model needs the padding token with which it was built. Other classifiers may read the last token of a row
+    before the padding, and need the padding token of their tokenizer.
     """
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
     return any(getattr(table, "padding_idx", None) is not None for table in tables)
@@ -140,7 +140,7 @@ def load_on_meta(
     Raises:
         InputError: The configuration is missing, damaged or unknown to transformers, or no class fits.
     """
-    labels = {} if num_labels is None else {"num_labels": num_labels}
+    overrides = {} if num_labels is None else {"num_labels": num_labels}
     folder = Path(resolve_model(name))
     if not (folder / "config.json").is_file():
         refuse_gguf(folder)
@@ -149,7 +149,7 @@ def load_on_meta(
             raise InputError(f"model {str(name)!r} has no config.json")
     try:
         _validate_config(PreTrainedConfig.get_config_dict(str(folder))[0], f"the configuration of model {str(name)!r}")
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **labels)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **overrides)
     except InputError:
         raise
     # For a damaged file, transformers may raise any exception.

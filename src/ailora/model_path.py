@@ -42,10 +42,10 @@ def resolve_model(name: Path | str) -> str:
     if prefix == "builtin":
         if builtin not in _BUILTIN:
             raise unknown_name("builtin model", name, [f"builtin:{model}" for model in _BUILTIN])
-        package, folder, install = _BUILTIN[builtin]
+        package, folder, extra = _BUILTIN[builtin]
         spec = find_spec(package)
         if spec is None or spec.origin is None or not is_folder(path := Path(spec.origin).parent / folder):
-            raise InputError(f"{name} needs the package {package}, which is not installed: pip install '{install}'")
+            raise InputError(f"{name} needs the package {package}, which is not installed: pip install '{extra}'")
         return str(path)
     if name.endswith(".gguf"):
         refuse_gguf(expand_home(name))

@@ -13,6 +13,7 @@ from ailora.errors import InputError
 _LIMIT_S = 1.0
 #: CPU time in seconds granted to each search: ten times that of an ordinary search.
 _SEARCH_S = 20e-6
+#: Largest number of characters of a pattern. A pattern that lists all linear layers of a large model is shorter.
 _MAX_LENGTH = 200_000
 #: Compiling a pattern unrolls counted repetitions, and nested repetitions could fill the memory.
 _MAX_REPETITIONS = 10_000
@@ -65,6 +66,7 @@ class ModulePatterns:
         except (TimeoutError, RecursionError, MemoryError):
             match, self._remaining_s = None, 0.0
         self._remaining_s += _SEARCH_S - (time.thread_time() - started)
+        # After a timeout, at most `_SEARCH_S` remains.
         if self._remaining_s <= _SEARCH_S:
             raise InputError(
                 f"{self._where}: {compiled.pattern[:80]!r} exceeds the time limit of {_LIMIT_S:g} s for all patterns "
@@ -89,6 +91,7 @@ def _validate_size(pattern: str) -> None:
         raise ValueError(f"{len(pattern):,} characters, at most {_MAX_LENGTH:,} are allowed")
     repetitions = 1
     for counts in _COUNTS.findall(pattern):
+        # Nine digits are enough to exceed the limit. `int` raises ValueError for more than 4,300 digits.
         repetitions *= max(1, *(int(count[:9]) for count in counts if count))
     if repetitions > _MAX_REPETITIONS:
         raise ValueError(f"counts multiply to {repetitions:,} repetitions, at most {_MAX_REPETITIONS:,} are allowed")

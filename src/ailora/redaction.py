@@ -62,10 +62,10 @@ def without_secrets(config: Any, *, in_training: bool = False) -> Any:
     if isinstance(config, Mapping):
         public = {}
         for key, value in config.items():
-            is_below = in_training or str(key).partition(".")[0] == _SECRETS_SECTION
-            if not (is_below and is_secret(key)):
+            value_in_training = in_training or str(key).partition(".")[0] == _SECRETS_SECTION
+            if not (value_in_training and is_secret(key)):
                 is_url = key == _URL_KEY and isinstance(value, str)
-                public[key] = mask_url(value) if is_url else without_secrets(value, in_training=is_below)
+                public[key] = mask_url(value) if is_url else without_secrets(value, in_training=value_in_training)
         return public
     if isinstance(config, list | tuple):
         return [without_secrets(item, in_training=in_training) for item in config]
@@ -110,14 +110,15 @@ def mask_argument(argument: str) -> str:
 
 def _may_hold_secret(key: str, value: str) -> bool:
     """Return whether a key names a secret, or a value below `training` contains such a key: `{hub_token: ...}`."""
-    is_below = key.partition(".")[0] == _SECRETS_SECTION
-    return is_secret(key) or (is_below and any(map(is_secret, re.findall(r"[\w.-]+", value))))
+    is_in_training = key.partition(".")[0] == _SECRETS_SECTION
+    return is_secret(key) or (is_in_training and any(map(is_secret, re.findall(r"[\w.-]+", value))))
 
 
 def mask_url(url: str) -> str:
     """Return a database URL with `***` for passwords. In a malformed URL, more than the password may be hidden."""
     scheme, separator, rest = url.partition("://")
     if not (separator and _SCHEME.fullmatch(scheme)):
+        # In a string that is not a URL, everything after the first separator may belong to a password.
         start = re.split("[:/@]", url, maxsplit=1)[0]
         return _PARAMETER.sub(_mask_parameter, url) if start == url else f"{start}:{MASK}"
     users, at, host = rest.rpartition("@")

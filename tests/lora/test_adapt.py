@@ -80,7 +80,7 @@ def test_adapting_a_model_on_the_cpu_does_not_touch_the_gpus(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("form", ["anchored", "residual"])
-@pytest.mark.parametrize("fails_at", ["_inject", "set_factors", "_get_planned_layers"])
+@pytest.mark.parametrize("fails_at", ["_add_peft_adapter", "set_factors", "_get_planned_layers"])
 def test_a_failure_inside_changes_nothing(monkeypatch: pytest.MonkeyPatch, form: str, fails_at: str) -> None:
     model = FAMILY.model()
     before = snapshot(model)

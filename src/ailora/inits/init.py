@@ -41,7 +41,7 @@ class Init(ABC):
         Args:
             weight: Base weight (out, in) of a floating dtype. Inits with an anchor also accept batches (..., out, in).
             rank: Rank of the factors, 1 <= rank <= min(out, in).
-            scaling: Positive factor `s` in `dW = s B A`.
+            scaling: Positive factor `s` of the product `s B A`, which the adapter adds to the weight.
             generator: Source of all random numbers, on the CPU.
 
         Returns:

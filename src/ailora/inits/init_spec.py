@@ -23,7 +23,7 @@ def parse_init(spec: object) -> Init | None:
     """Parse a name (`principal`, `minor`, `lora`, `none`), a mapping (`{init: minor, size: unit}`), or an `Init`.
 
     Returns:
-        The init. None for `none`: the projection gets no adapter.
+        The init. None for `none` and None: the projection gets no adapter.
 
     Raises:
         InputError: The name, an option or the size is unknown.

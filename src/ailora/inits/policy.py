@@ -87,7 +87,7 @@ def parse_policy(spec: PolicySpec) -> Policy:
         The policy, named `custom` if it comes from a mapping `{role: init}`.
 
     Raises:
-        InputError: The policy is neither a name nor a mapping, a preset, a role or an init is unknown, or the mapping
+        InputError: `spec` is neither a name nor a mapping; or a preset, a role or an init is unknown; or the mapping
             adapts no role.
     """
     if isinstance(spec, Policy):

@@ -65,7 +65,9 @@ class Spectral(Init):
             # A count for each matrix of a batch, because callers split batches. No singular value is used, or clamped.
             floored = torch.zeros_like(triplets.S[..., 0], dtype=torch.int64)
             return Factors(A=triplets.Vh * KAIMING_ROW_NORM, B=triplets.U * KAIMING_ROW_NORM, floored=floored)
-        min_value = min_singular_value(weight.to(triplets.S.dtype))[..., None].to(triplets.S.dtype)
+        dtype = triplets.S.dtype
+        # The second conversion is for norms outside the range of float32, which are in float64.
+        min_value = min_singular_value(weight.to(dtype)).to(dtype)[..., None]
         # A zero weight has no scale, so its factors get the scale of plain LoRA.
         min_value = torch.where(min_value > 0, min_value, KAIMING_ROW_NORM**2 * scaling)
         # Clamping does not change the initial output: the anchored form is exact for any factors, and the residual form

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ailora.distributed import compute_on_rank0_and_broadcast
+from ailora.distributed import compute_and_broadcast_from_rank0
 from ailora.inits import PolicySpec
 from ailora.lora.adapter_name import validate_adapter_name
 from ailora.lora.base_model import get_base_model
@@ -144,7 +144,7 @@ def apply_plan(
         source = open_checkpoint_source(base, weights_from, weights)
     factors = compute_shared_factors(plan, weights, source)
     residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
-    metadata = compute_on_rank0_and_broadcast(
+    metadata = compute_and_broadcast_from_rank0(
         lambda: _build_metadata(plan, weights, factors, base=base, weights_from=weights_from)
     )
     return inject(model, plan, factors, adapter_name=adapter_name, metadata=metadata, residuals=residuals)
@@ -153,7 +153,7 @@ def apply_plan(
 def compute_shared_factors(
     plan: Plan, weights: Mapping[str, BaseWeight], source: WeightSource = BaseWeight.read
 ) -> list[InitialFactors]:
-    """Compute the initial factors of every planned adapter on rank 0, and send them to all ranks.
+    """Compute the initial factors of every planned adapter, equal bit for bit on all ranks.
 
     Args:
         plan: Adapter settings of every projection.
@@ -161,7 +161,7 @@ def compute_shared_factors(
         source: Function that returns the matrix to decompose for a base weight.
 
     Returns:
-        The initial factors, in the plan's order.
+        The initial factors computed on rank 0, in the plan's order.
 
     Raises:
         ModelError: See `compute_initial_factors`.
@@ -170,7 +170,7 @@ def compute_shared_factors(
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
     # All ranks use the factors of rank 0: rounding differs between machines, but replicas must have equal anchors.
-    return compute_on_rank0_and_broadcast(lambda: compute_initial_factors(plan, weights, source, generator))
+    return compute_and_broadcast_from_rank0(lambda: compute_initial_factors(plan, weights, source, generator))
 
 
 def get_plan(model: nn.Module, adapter_name: str = "default") -> Plan:

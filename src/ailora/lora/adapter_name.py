@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -13,7 +14,7 @@ from ailora.lora.base_model import get_base_model
 
 #: Maximum length of a folder name in common file systems.
 _MAX_NAME_BYTES = 255
-#: Components of tensor names that PEFT adds to those of the base model, and the names of most parameters.
+#: Components that PEFT adds to the tensor names of the base model, and the names of most parameters.
 _PEFT_COMPONENTS = frozenset(
     {
         *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_dropout"),
@@ -81,7 +82,9 @@ def validate_no_tensor_name(base: nn.Module, adapter_name: str) -> None:
 
 def _get_name_components(base: nn.Module) -> frozenset[str]:
     """Return the components, between dots, of all tensor names of a base model, without those of its adapters."""
-    names = (name for named in (base.named_modules, base.named_parameters) for name, _ in named(remove_duplicate=False))
+    modules = base.named_modules(remove_duplicate=False)
+    parameters = base.named_parameters(remove_duplicate=False)
+    names = (name for name, _ in chain(modules, parameters))
     return _PEFT_COMPONENTS.union(*(_split_above_adapters(name) for name in names))
 
 
@@ -89,8 +92,8 @@ def _split_above_adapters(name: str) -> Iterator[str]:
     """Split a name at the dots, up to the first module of PEFT whose children have the names of adapters."""
     for component in name.split("."):
         yield component
-        # Variants of LoRA have additional modules, such as `lora_diag` of KaSA. The names of all start alike. Below
-        # these modules are the names of adapters, and names that the base model has too.
+        # Names of modules start with `lora_` in all variants of LoRA, for example `lora_diag` in KaSA. The next
+        # component is an adapter's name. The base model has the components after that name, such as `weight`, too.
         if component.startswith("lora_") or component in {"modules_to_save", "token_adapter"}:
             return
 
@@ -99,4 +102,6 @@ def _is_usable_name(name: str) -> bool:
     """Return whether a name can be a key of torch's `ModuleDict`, a part of tensor names, and a folder name."""
     reserved = any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict))
     fits_folder = name.isprintable() and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
-    return not reserved and name not in "lora_" and not set(name) & set("./\\") and fits_folder
+    # When PEFT loads an adapter whose name is a substring of its prefix `lora_`, it may initialize the weights anew.
+    is_in_prefix = name in "lora_"
+    return not reserved and not is_in_prefix and not set(name) & set("./\\") and fits_folder

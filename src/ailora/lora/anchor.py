@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: Largest relative distance, beyond the rounding of their dtype, at which two anchors count as equal. Anchors from two
+#: Two anchors count as equal up to this relative distance, plus rounding errors of the stored dtype. Anchors from two
 #: machines differ by about 1e-5, anchors of different weights, ranks or policies by about 1.
 _MAX_ANCHOR_DISTANCE = 1e-3
 #: The grid of `B0` has steps of 2^-19 to 2^-18 of the largest entry.
@@ -77,8 +77,8 @@ def is_off_grid(stacked: Float[Tensor, "out two_r"], eps: float) -> bool:
     step = _grid_step(anchor)
     if step is None:
         return False
-    off = (anchor.double() - snap_to_grid(anchor).double()).abs()
-    return bool((off > eps * (total.abs() + delta.abs() + anchor.abs())).any())
+    deviation = (anchor.double() - snap_to_grid(anchor).double()).abs()
+    return bool((deviation > eps * (total.abs() + delta.abs() + anchor.abs())).any())
 
 
 def compute_anchor_distance(
@@ -97,6 +97,7 @@ def compute_anchor_distance(
     """
     norm = anchor.norm()
     distance = (candidate - anchor).norm()
+    # The file stores `delta` and the sum `anchor + delta`, both rounded.
     rounding = eps * (norm + (2 * delta.norm() if delta is not None else 0.0))
     return None if distance <= _MAX_ANCHOR_DISTANCE * norm + rounding else float(distance / norm)
 

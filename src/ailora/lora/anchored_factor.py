@@ -80,6 +80,7 @@ class AnchoredFactor(PackedFactor):
         return torch.promote_types(self.anchor.dtype, self.delta.dtype)
 
     def _as_anchor(self, weight: Tensor) -> Tensor:
+        """Convert a packed factor to the anchor's device, unless the anchor is on meta, and to the exact dtype."""
         device = weight.device if self.anchor.is_meta else self.anchor.device
         return weight.to(device, self._exact_dtype)
 

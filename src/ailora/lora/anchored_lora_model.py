@@ -22,9 +22,10 @@ class AnchoredLoraModel(LoraModel):
     `default`, then copy every parameter of `default` by name. PEFT's own factors for `ref` would have no `delta`.
     Adapters with a separate configuration object, for example from `load_adapter`, keep PEFT's factors.
 
-    While the base model has residual weights, these adapters would run on weights for which they were not made, and
-    without an adapter in the residual form, the original weights would be lost: all of this is refused. Names of new
-    adapters that would make PEFT save incomplete files are refused too.
+    While the base model has residual weights, this class refuses adapters with a separate configuration object, because
+    they would run on weights for which they were not made. It also refuses to delete or unload the last adapter
+    in the residual form, because the original weights would be lost. Names of new adapters that would make PEFT save
+    incomplete files are refused too.
     """
 
     ailora_metadata: dict[str, AdapterMetadata]

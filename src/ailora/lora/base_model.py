@@ -46,8 +46,8 @@ def find_changed_weight(weights: Mapping[str, BaseWeight], metadata: AdapterMeta
     """Find the first base weight that differs from its fingerprint in an adapter's metadata.
 
     Weights without a comparable fingerprint count as unchanged: those that the adapter does not adapt, quantized
-    weights, and weights in a coarser dtype. Each rank compares its own weights, without waiting for other ranks. Only
-    sharded weights are gathered, so all ranks must call this function for them.
+    weights, and weights loaded in a coarser dtype than that of the plan. Each rank compares its own weights. If weights
+    are sharded, all ranks must call this function, because gathering a weight is collective.
 
     Args:
         weights: Base weights by module name.

@@ -71,22 +71,23 @@ class FusedFactor(PackedFactor):
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
         # PyTorch later calls the load hook of each part, which unpacks the key `weight` of the part.
-        return {f"{role}.weight": part for role, part in self.split(weight).items()}
+        return {f"{role}.weight": packed for role, packed in self.split(weight).items()}
 
     def restart(self, weight: Tensor) -> None:
-        for role, part in self.split(weight).items():
-            self.parts[role].restart(part)
+        for role, packed in self.split(weight).items():
+            self.parts[role].restart(packed)
 
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
         self.validate_shape(weight, name)
-        for role, part in self.split(weight).items():
-            self.parts[role].validate_same_anchor(part, f"{name}[{role}]")
+        for role, packed in self.split(weight).items():
+            self.parts[role].validate_same_anchor(packed, f"{name}[{role}]")
 
     @abstractmethod
     def _joined_shape(self, shapes: list[tuple[int, int]]) -> tuple[int, int]:
         """Return the shape of the joined factor."""
 
     def _shapes(self, shapes: Mapping[str, tuple[int, int]] | None) -> list[tuple[int, int]]:
+        """Return the given shapes, or the shapes of `parts` for None, in the order of `parts`."""
         return [shapes[role] if shapes else part.shape for role, part in self.parts.items()]
 
 
@@ -153,6 +154,7 @@ class FusedB(FusedFactor):
                 )
 
     def _blocks(self, weight: Tensor, shapes: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Tensor]:
+        """Split a joined factor into the columns (out, r) of each role."""
         sizes = [rank for _, rank in self._shapes(shapes)]
         return dict(zip(self._roles, weight.split(sizes, dim=1), strict=True))
 

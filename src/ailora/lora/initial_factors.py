@@ -125,8 +125,12 @@ def _share_decompositions(
         for planned in group:
             key = (weight.key, planned.projection.rows, planned.init, planned.rank, planned.scaling)
             decompositions.setdefault(key, _Decomposition(weight, [])).adapters.append(planned)
-    spectral = [key[:2] for key, each in decompositions.items() if each.planned.init.needs_anchor]
-    if plan.form is Form.RESIDUAL and len(set(spectral)) < len(spectral):
+    anchored_rows = [
+        (each.weight.key, each.planned.projection.rows)
+        for each in decompositions.values()
+        if each.planned.init.needs_anchor
+    ]
+    if plan.form is Form.RESIDUAL and len(set(anchored_rows)) < len(anchored_rows):
         raise ModelError(
             "tied layers have different initial factors, but share a single residual weight: use form='anchored'"
         )
@@ -136,9 +140,9 @@ def _share_decompositions(
 def _batches(decompositions: Sequence[_Decomposition]) -> Iterator[list[_Decomposition]]:
     """Yield batches of decompositions with the same key, each as large as the memory allows."""
     by_key: dict[tuple[object, ...], list[_Decomposition]] = {}
-    for number, decomposition in enumerate(decompositions):
+    for index, decomposition in enumerate(decompositions):
         # Random inits are not batched, because they draw in the plan's order.
-        key = decomposition.batch_key if decomposition.planned.init.needs_anchor else (number,)
+        key = decomposition.batch_key if decomposition.planned.init.needs_anchor else (index,)
         by_key.setdefault(key, []).append(decomposition)
     for group in by_key.values():
         remaining = iter(group)
@@ -148,7 +152,7 @@ def _batches(decompositions: Sequence[_Decomposition]) -> Iterator[list[_Decompo
 
 def _batch_size(decomposition: _Decomposition) -> int:
     device = decomposition.weight.device
-    # On a CPU, a single matrix keeps all cores busy, and the cache of decompositions (`spectral.cache`) is usable.
+    # On a CPU, a single matrix keeps all cores busy, and can use the cache (`svd_cache`), which batches bypass.
     if device.type != "cuda":
         return 1
     bytes_per_entry = 4  # the size of a float32, in which `_PEAK_COPIES` is counted
@@ -168,5 +172,5 @@ def _compute_factors(
     factors = planned.init.factors(weight, planned.rank, scaling=planned.scaling, generator=generator)
     if len(batch) == 1:
         return [factors]
-    clamped = factors.floored.tolist()
-    return [Factors(A, B, torch.tensor(n, device="cpu")) for A, B, n in zip(factors.A, factors.B, clamped, strict=True)]
+    floored = factors.floored.tolist()
+    return [Factors(A, B, torch.tensor(n, device="cpu")) for A, B, n in zip(factors.A, factors.B, floored, strict=True)]

@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 
-from ailora.distributed import compute_on_rank0_and_broadcast
+from ailora.distributed import compute_and_broadcast_from_rank0
 from ailora.errors import ModelError
 from ailora.lora.adapter_name import validate_adapter_name, validate_existing_names
 from ailora.lora.anchored_lora_model import AnchoredLoraModel
@@ -91,7 +91,7 @@ def inject(
     # list of devices, it would initialize all GPUs of the machine, and warn that there are several.
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng(devices=devices):
-        adapted = _inject(model, build_training_config(plan, base), adapter_name)
+        adapted = _add_peft_adapter(model, build_training_config(plan, base), adapter_name)
         layers = _get_planned_layers(base, plan, adapter_name)
         for module, group in _group_by_module(factors).items():
             set_factors(layers[module], group, adapter_name, plan)
@@ -133,7 +133,9 @@ def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMeta
 
 def _validate_unwrapped(model: nn.Module) -> None:
     """Refuse the wrappers of torch.compile, DataParallel, DDP and FSDP."""
-    for attribute in () if isinstance(model, PeftModel) else ("_orig_mod", "module"):
+    if isinstance(model, PeftModel):
+        return
+    for attribute in ("_orig_mod", "module"):
         if isinstance(getattr(model, attribute, None), PeftModel):
             raise ModelError(
                 f"expected a PeftModel, got its {type(model).__name__}: pass the PeftModel itself, model.{attribute}"
@@ -148,8 +150,8 @@ def has_ailora_adapter(model: nn.Module, adapter_name: str = "default") -> bool:
 def _validate_existing_adapters(model: nn.Module, plan: Plan) -> None:
     """Refuse adapters beside which another cannot be trained and saved.
 
-    These are merged adapters, adapters other than LoRA, adapters with the name of tensors, trained tokens, and adapters
-    in the residual form.
+    These are merged adapters, adapters other than LoRA, adapters whose name is a component of a tensor name, trained
+    tokens, and adapters in the residual form.
     """
     if not isinstance(model, PeftModel):
         return
@@ -181,11 +183,11 @@ def _validate_unchanged_base(model: nn.Module, weights: Mapping[str, BaseWeight]
     """
     for adapter_name, metadata in _get_all_metadata(model).items():
         # Rank 0 decides for all ranks, because other ranks may not have read their weights.
-        if module := compute_on_rank0_and_broadcast(partial(find_changed_weight, weights, metadata)):
+        if module := compute_and_broadcast_from_rank0(partial(find_changed_weight, weights, metadata)):
             raise ModelError(
-                f"{module}: the base weight has changed since the adapter {adapter_name!r} was added, as merging and "
-                "unmerging it does by rounding. An adapter for this weight would fit no saved model: load the base "
-                "model again"
+                f"{module}: the base weight has changed since the adapter {adapter_name!r} was added, for example "
+                "by the rounding of merging and unmerging. An adapter for this weight would fit no saved model: load "
+                "the base model again"
             )
 
 
@@ -202,9 +204,9 @@ def _validate_dora(weights: Mapping[str, BaseWeight]) -> None:
 
 def _validate_modules_to_save(base: nn.Module, plan: Plan) -> None:
     """Refuse quantized modules in `modules_to_save`."""
-    for name, module in base.named_modules() if plan.options.modules_to_save else ():
-        saved = any(f".{saved}." in f".{name}." for saved in plan.options.modules_to_save)
-        if saved and weight_shape(module) is not None and find_quantized_format(module) is not None:
+    for name, module in base.named_modules():
+        is_saved = any(f".{saved}." in f".{name}." for saved in plan.options.modules_to_save)
+        if is_saved and weight_shape(module) is not None and find_quantized_format(module) is not None:
             raise ModelError(f"modules_to_save: {name} is quantized and cannot be fully fine-tuned")
 
 
@@ -222,7 +224,12 @@ def _to_anchored(model: PeftModel) -> AnchoredLoraModel:
     return cast(AnchoredLoraModel, model.base_model)
 
 
-def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:
+def _add_peft_adapter(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:
+    """Add and activate an adapter with PEFT's initial factors.
+
+    Raises:
+        ModelError: PEFT cannot adapt the model with this configuration.
+    """
     with warnings.catch_warnings():
         # PEFT reads a deprecated property of transformers. Users cannot avoid the warning.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -22,7 +22,8 @@ def build_lora_config(plan: Plan, model: nn.Module, *, for_file: bool = True) ->
     Args:
         plan: Adapter settings of every projection.
         model: The base model; its module names limit how far `target_modules` can be shortened.
-        for_file: Whether to use the ranks of the saved factors, 2r with an anchor, or the ranks r in training.
+        for_file: Whether the ranks are those of the saved factors, 2r with an anchor. Otherwise, they are the ranks r
+            of the plan.
 
     Returns:
         The configuration.
@@ -57,14 +58,15 @@ def build_training_config(plan: Plan, model: nn.Module) -> LoraConfig:
 
 
 def _whole(alpha: float) -> int:
-    """Return an integral alpha as `int`."""
+    """Convert an integral alpha to `int`, and return any other alpha unchanged."""
     # Some loaders accept only integers. PEFT declares `int`, but also computes with floats, which rsLoRA needs.
     return cast(int, int(alpha) if alpha == int(alpha) else alpha)
 
 
 def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str:
     """Return the shortest `target_modules` for exactly the targets."""
-    # PEFT compares the entries of a list with full names and with ends after a dot. A string is a regular expression.
+    # An entry of a list matches the module with this full name, and modules whose names end with a dot and the entry.
+    # PEFT reads a string as a regular expression for full names.
     modules = set(targets)
     names = [name for name, _ in model.named_modules()]
     for candidates in (sorted({name.rpartition(".")[2] for name in modules}), sorted(modules)):
@@ -76,7 +78,7 @@ def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str
 
 
 def _escape(name: str) -> str:
-    """Escape operators in a module's name. Ordinary names stay readable for loaders that do not expect expressions."""
+    """Escape operators in a module's name. Ordinary names stay the same, for loaders that do not expect a pattern."""
     return "".join(f"\\{char}" if char in REGEX_OPERATORS else char for char in name)
 
 
@@ -94,5 +96,7 @@ def _default_and_exceptions(values: Mapping[str, Number]) -> tuple[Number, dict[
     for module, value in values.items():
         leaf = module.rpartition(".")[2]
         if value != default:
-            exceptions[_escape(leaf) if len(by_leaf[leaf]) == 1 else f"^{_escape(module)}"] = value
+            # PEFT matches a key with the end of a name. `^` limits the match to the full name.
+            key = _escape(leaf) if len(by_leaf[leaf]) == 1 else f"^{_escape(module)}"
+            exceptions[key] = value
     return default, exceptions

@@ -78,12 +78,13 @@ class PackedFactor(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The packed factor, for PEFT's merging code; read-only, because each access computes a new tensor."""
-        # Compiled graphs get a plain tensor, since the subclass only guards against writes from PEFT.
+        # Compiled graphs get a plain tensor, because `_PackedWeight` only guards against writes from PEFT.
         if torch.compiler.is_compiling():
             return self.stack()
         stack = self.stack()
         weight = replicate_on_mesh_of(stack, self.parameters())
-        return _PackedWeight.from_stack(stack) if weight is stack else weight
+        is_dtensor = weight is not stack
+        return weight if is_dtensor else _PackedWeight.from_stack(stack)
 
     def forward(self, x: Float[Tensor, "*batch in_"]) -> Float[Tensor, "*batch out"]:
         return F.linear(x, self.stack())
@@ -135,6 +136,7 @@ def _unpack(
     # The anchor is checked here too, because a submodule can be loaded directly, without the hook of the model.
     module.validate_same_anchor(weight, prefix.removesuffix("."))
     state_dict.update({prefix + key: value for key, value in module.unpack(weight).items()})
+    # Strict loading requires a value for every buffer.
     state_dict[prefix + "key_stand_in.weight"] = torch.zeros((), device=weight.device)
 
 

@@ -54,6 +54,9 @@ def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, Base
 
 
 def _is_tensor_parallel(base: nn.Module) -> bool:
-    """Return whether some DTensors of a model come from tensor parallelism, not from FSDP2."""
+    """Return whether some DTensors of a model come from tensor parallelism, not from FSDP2.
+
+    The model must have DTensors.
+    """
     sharded_by_fsdp = any(isinstance(module, FSDPModule) for module in base.modules())
     return not sharded_by_fsdp or (getattr(base, "tp_size", None) or 1) > 1

@@ -90,7 +90,8 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
         ModelError: A weight is computed from other tensors, quantized or in half precision, or is shared with a layer
             that has no equal adapter.
     """
-    subtracted: dict[int, dict[str, tuple[object, ...]]] = {}
+    # Key of the weight -> module -> settings that determine the product to subtract. Tied layers share a key.
+    settings_by_weight: dict[int, dict[str, tuple[object, ...]]] = {}
     for module, group in plan.modules.items():
         weight = weights[module]
         if not any(planned.init.needs_anchor for planned in group):
@@ -105,12 +106,13 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
                 f"{weight}: form='residual' needs float32 or float64 weights, because rounding in other formats would "
                 "change the outputs of the model: use form='anchored'"
             )
-        parts = tuple((p.projection.rows, p.init, p.rank, p.scaling) for p in group)
-        subtracted.setdefault(weight.key, {})[module] = parts
+        settings = tuple((p.projection.rows, p.init, p.rank, p.scaling) for p in group)
+        settings_by_weight.setdefault(weight.key, {})[module] = settings
     for name, module in base.named_modules():
-        users = subtracted.get(weight_key(module), {})
-        first = next(iter(users), None)
-        if first and users.get(name.removesuffix(".base_layer")) != users[first]:
+        settings_by_module = settings_by_weight.get(weight_key(module), {})
+        first = next(iter(settings_by_module), None)
+        # PEFT renames an adapted layer to `base_layer`, inside a module with the original name.
+        if first and settings_by_module.get(name.removesuffix(".base_layer")) != settings_by_module[first]:
             raise ModelError(
                 f"{name} shares the weight of {first}, which the residual form would change, but has no adapter with "
                 "equal initial factors: use form='anchored'"

@@ -39,7 +39,8 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
             stock_A.weight.copy_(distribute_like(A.stack(), stock_A.weight))
             stock_B.weight.copy_(distribute_like(B.stack(), stock_B.weight))
         return
-    # The factors are on the device already, but their buffers are not: DDP broadcasts buffers on the model's device.
+    # Move the buffers of `key_stand_in` from the CPU, because DDP broadcasts buffers on the model's device. All other
+    # tensors are on the device already.
     layer.lora_A[adapter_name] = A.to(stock_A.weight.device).requires_grad_(stock_A.weight.requires_grad)
     layer.lora_B[adapter_name] = B.to(stock_B.weight.device).requires_grad_(stock_B.weight.requires_grad)
 
@@ -47,7 +48,9 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
 def build_factors(
     factors: Sequence[InitialFactors], plan: Plan, *, like_A: Tensor | None = None, like_B: Tensor | None = None
 ) -> tuple[PackedFactor, PackedFactor]:
-    """Build the factors of a module for training. In the anchored and the stock form, they equal those of the file.
+    """Build the factors of a module for training.
+
+    In the anchored and the stock form, the packed factors equal those of the file.
 
     Args:
         factors: Initial factors of the module, with an entry for each adapted role if the weight is fused.
@@ -83,7 +86,8 @@ def _build_pair(
     initial: InitialFactors, like_A: Tensor | None, like_B: Tensor | None, form: Form
 ) -> tuple[PackedFactor, PackedFactor]:
     A, B = initial.factors.A, initial.factors.B
-    A, B = A if like_A is None else A.to(like_A), B if like_B is None else B.to(like_B)
+    A = A if like_A is None else A.to(like_A)
+    B = B if like_B is None else B.to(like_B)
     if not initial.planned.init.needs_anchor:
         return PlainFactor(A), PlainFactor(B)
     return (ResidualA(A), ResidualB(B)) if form is Form.RESIDUAL else (AnchoredA(A), AnchoredB(B))

@@ -25,7 +25,7 @@ _MAX_RELATIVE_RESIDUAL = 0.25
 
 #: Function that multiplies several symmetric operators with a vector each, separately on every batch. Maps
 #: key -> vector (n,) to key -> products (batches, n).
-Products = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+Multiply = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,11 @@ def curvature_by_role(
         raise InputError(f"expected at least two batches for an error bar, got {len(losses)}")
     blocks = blocks_by_role(model, adapter_name)
 
-    def products(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def multiply(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return hessian_products(model, losses, {key: blocks[key] for key in vectors}, vectors)
 
     starts = {key: start_vector(block, seed) for key, block in blocks.items()}
-    return largest_eigenvalues(products, starts, iterations=iterations, tolerance=tolerance)
+    return largest_eigenvalues(multiply, starts, iterations=iterations, tolerance=tolerance)
 
 
 def start_vector(block: Block, seed: int) -> Float[Tensor, " n"]:
@@ -164,12 +164,12 @@ def start_vector(block: Block, seed: int) -> Float[Tensor, " n"]:
 
 
 def largest_eigenvalues(
-    products: Products, starts: Mapping[str, Float[Tensor, " n"]], *, iterations: int, tolerance: float
+    multiply: Multiply, starts: Mapping[str, Float[Tensor, " n"]], *, iterations: int, tolerance: float
 ) -> dict[str, Curvature]:
     """Compute the largest eigenvalues of several symmetric operators by Lanczos with full reorthogonalization.
 
     Args:
-        products: Function that multiplies several operators with a vector each. A call contains only the operators
+        multiply: Function that multiplies several operators with a vector each. A call contains only the operators
             that have not converged.
         starts: Start vector (n,) of each operator, not zero.
         iterations: Maximum number of Lanczos steps. An additional product gives the residual and the spread.
@@ -186,12 +186,14 @@ def largest_eigenvalues(
     spaces = {key: _KrylovSpace(start) for key, start in starts.items()}
     for _ in range(iterations):
         unconverged = {key: space.last for key, space in spaces.items() if not space.has_converged(tolerance)}
-        for key, images in products(unconverged).items() if unconverged else ():
-            spaces[key].extend(images.mean(dim=0))
+        if not unconverged:
+            break
+        for key, products in multiply(unconverged).items():
+            spaces[key].extend(products.mean(dim=0))
     vectors = {key: space.ritz_vector for key, space in spaces.items()}
     # The Lanczos recurrence already gives the residual for the mean over batches. The spread between batches needs a
     # product with the Ritz vector itself.
-    ritz_products = products(vectors)
+    ritz_products = multiply(vectors)
     return {key: _measure(x, ritz_products[key], spaces[key].steps) for key, x in vectors.items()}
 
 
@@ -233,7 +235,8 @@ class _KrylovSpace:
             return False
         value, vector = self._largest_ritz_pair()
         # The recurrence gives the residual without a further product, which would cost a pass over the batches.
-        return bool(self._columns[-1][-1].abs() * vector[-1].abs() <= tolerance * value.abs())
+        residual = self._columns[-1][-1].abs() * vector[-1].abs()
+        return bool(residual <= tolerance * value.abs())
 
     @property
     def ritz_vector(self) -> Float[Tensor, " n"]:

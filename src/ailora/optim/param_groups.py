@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from ailora.errors import InputError, unknown_name
 from ailora.lora.adapt import get_plan
@@ -37,7 +38,7 @@ class FactorRoles(NamedTuple):
 def role_factors(
     model: PeftModel, adapter_name: str = "default", *, plan: Plan | None = None
 ) -> dict[str, FactorRoles]:
-    """Map the name of every trainable parameter in the factors to roles and factor.
+    """Map the name of every trainable parameter in the factors to its roles and its factor, `A` or `B`.
 
     Modules trained in full (heads), DoRA's magnitudes and frozen factors, such as those of inactive adapters, are not
     included.
@@ -58,11 +59,13 @@ def role_factors(
         layer = get_base_model(model).get_submodule(module)
         assert isinstance(layer, LoraLayer)
         roles = tuple(adapter.projection.role for adapter in group)
-        sides: tuple[tuple[Factor, object], ...] = (("A", layer.lora_A), ("B", layer.lora_B))
-        for factor, holders in sides:
-            holder = holders[adapter_name]  # type: ignore[index]
-            parts = holder.parts if isinstance(holder, FusedFactor) else None
-            by_roles = {(Role(role),): part for role, part in parts.items()} if parts else {roles: holder}
+        by_factor: tuple[tuple[Factor, nn.Module], ...] = (
+            ("A", layer.lora_A[adapter_name]),
+            ("B", layer.lora_B[adapter_name]),
+        )
+        for factor, factor_module in by_factor:
+            parts = factor_module.parts if isinstance(factor_module, FusedFactor) else None
+            by_roles = {(Role(role),): part for role, part in parts.items()} if parts else {roles: factor_module}
             for part_roles, part in by_roles.items():
                 owners |= {id(parameter): FactorRoles(part_roles, factor) for parameter in part.parameters()}
     named = model.named_parameters()

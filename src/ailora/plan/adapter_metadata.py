@@ -43,7 +43,7 @@ class AdapterMetadata(pydantic.BaseModel):
         format_version: Incremented when the meaning of a field changes.
         plan: Result of `Plan.to_dict`.
         fingerprints: Module -> SHA-256 of the decomposed base weight (`BaseWeight.fingerprint`).
-        floored: Module -> number of clamped singular values (`Factors.floored`).
+        floored: `Projection.name` -> number of clamped singular values (`Factors.floored`).
         base_model: Name or path of the base model, as PEFT records it.
         labels: Class names in the order of the head's outputs. None for numbered classes.
         pad_token_id: Id of the model's padding token. None for models without one.
@@ -86,7 +86,7 @@ class AdapterMetadata(pydantic.BaseModel):
             fingerprints: Module -> SHA-256 of the decomposed base weight.
             base_model: Name or path of the base model.
             model_config: The model's configuration in transformers. Labels and padding token are read from it.
-            floored: Module -> number of clamped singular values.
+            floored: `Projection.name` -> number of clamped singular values.
             weights_from: Unquantized checkpoint whose weights were decomposed. None if the base model's weights were.
 
         Returns:
@@ -104,16 +104,17 @@ class AdapterMetadata(pydantic.BaseModel):
         return metadata.with_model_config(model_config)
 
     def with_model_config(self, model_config: object) -> AdapterMetadata:
-        """Copy in which labels and padding token, if missing, are those of a model's configuration in transformers.
+        """Return a copy with missing labels and padding token read from a model's configuration in transformers.
 
-        Those that the adapter has are kept: several adapters, or a resumed one, may share a base with other labels.
+        Existing values are kept, because the configuration of a base model with several adapters, or with a resumed
+        adapter, may hold the labels of a different adapter.
         """
         pad_token_id = getattr(model_config, "pad_token_id", None)
-        read = {
+        values = {
             "labels": read_labels(model_config, self.parsed_plan.options.task_type),
             "pad_token_id": pad_token_id if isinstance(pad_token_id, int) else None,
         }
-        return self.model_copy(update={key: value for key, value in read.items() if getattr(self, key) is None})
+        return self.model_copy(update={key: value for key, value in values.items() if getattr(self, key) is None})
 
     @cached_property
     def parsed_plan(self) -> Plan:

@@ -133,6 +133,7 @@ class Plan:
         # The stock form trains all 2r rows of `A` and columns of `B`, including the anchor.
         if self.form is Form.STOCK:
             return adapter.file_rank * sum(adapter.projection.shape)
+        # With coupled roles, `B` has all rows of a fused weight.
         return adapter.rank * sum(adapter.projection.shape) if self.couple_roles else adapter.trainable
 
     @property
@@ -258,7 +259,7 @@ def _validate_numbers(planned: PlannedAdapter) -> None:
     ends = [end for pair in projection.rows for end in pair]
     where = f"({projection.module})"
     integers = (out, in_, planned.rank, *ends)
-    # Not `isinstance`, for which true and false are integers.
+    # Not `isinstance`, for which true and false are integers. Sides of real weights are far below 2^31.
     if not all(type(number) is int for number in integers) or not (0 < out < 2**31 and 0 < in_ < 2**31):
         raise ValueError(f"shape, rank and rows must be integers, and the shape positive, got {integers} {where}")
     if not ends or ends != sorted(ends) or ends[0] < 0 or ends[-1] > out or projection.out_features == 0:
@@ -266,7 +267,7 @@ def _validate_numbers(planned: PlannedAdapter) -> None:
     if not 1 <= planned.rank <= projection.max_rank:
         raise ValueError(f"rank must be between 1 and {projection.max_rank}, got {planned.rank} {where}")
     for name, number in {"alpha": planned.alpha, "scaling": planned.scaling}.items():
-        if not 0 < number < 1e300:  # refuses NaN too
+        if not 0 < number < 1e300:  # also refuses NaN, infinity and integers beyond float64
             raise ValueError(f"{name} must be a positive number, got {number} {where}")
 
 

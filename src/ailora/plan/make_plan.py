@@ -51,7 +51,8 @@ def make_plan(
         model: A model of transformers, or any module if `role_names` is given.
         policy: Name of a preset, a mapping `{role: init}`, or a `Policy`.
         rank: Rank r, or a mapping `{role or regex: rank}`, in which the first matching key counts.
-        alpha: Alpha, or a mapping as for `rank`. None means alpha = rank: s = 1, or s = sqrt(r) with `rslora`.
+        alpha: Numerator of the scaling, or a mapping as for `rank`. None means alpha = rank, a scaling of 1, or of
+            sqrt(r) with `rslora`.
         roles: Roles to adapt. None means the roles in the policy, or query and value if the policy names no role.
         role_names: Mapping `{regex: role}`, which takes precedence over the naming rules.
         modules: Regular expression to search for in module names. Only matching modules are adapted, for example those

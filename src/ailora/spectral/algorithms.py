@@ -25,6 +25,7 @@ TOLERANCE = 1e-6
 #: Error of the subspaces at which refinements stop. Each refinement reduces the error about fourfold.
 _REFINED_TOLERANCE = 2e-5
 _MAX_REFINEMENTS = 6
+#: Number of the AILoRA paper on arXiv. Any other seed works as well.
 _SEED = 2510_08034
 
 Weight = Float[Tensor, "*batch out in_"]
@@ -103,7 +104,7 @@ def inverse(weight: Weight, rank: int, band: Band) -> Triplets:
 
 @dataclass(frozen=True)
 class _LUFactorization:
-    """LU factorization of a weight. For a singular weight, it is that of a regular matrix close to the weight."""
+    """LU factorization of a weight, or of a nonsingular matrix close to the weight if the weight is singular."""
 
     LU: Tensor
     pivots: Tensor

@@ -131,7 +131,7 @@ def leading_triplets(
             outside = coefficients[..., -block:, :]
         else:
             outside = Z - right.columns @ (right.columns.mT @ Z)
-        if size > rank and (step == steps - 1 or _is_checked(step)):
+        if size > rank and (step == steps - 1 or _is_convergence_tested(step)):
             projected_svd = _converged_svd(projected[..., :size, :size], outside, rank, tolerance=tolerance)
             if projected_svd is not None:
                 P, S, Qh = projected_svd
@@ -143,8 +143,8 @@ def leading_triplets(
     )
 
 
-def _is_checked(step: int) -> bool:
-    # Testing for convergence costs O(size^3), so tests become rarer as the basis grows.
+def _is_convergence_tested(step: int) -> bool:
+    # A test costs O(size^3), so tests become rarer as the basis grows.
     return step < 10 or (step < 20 and step % 2 == 1) or step % 4 == 3
 
 

@@ -31,7 +31,7 @@ class Certificate:
         method: Name of the method that computed the triplets.
         residual: Largest `|W v - s u|` or `|W' u - s v|` over the triplets, relative to W's Frobenius norm.
         orthogonality: Largest absolute entry of `U' U - I` and `Vh Vh' - I`.
-        bound: Largest `residual` and `orthogonality` of certified triplets.
+        bound: Upper limit of `residual` and `orthogonality`. Triplets above the limit are not certified.
         gap: Distance from the band to the next singular value, relative to W's Frobenius norm. None if unknown.
     """
 

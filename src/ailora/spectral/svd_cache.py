@@ -182,10 +182,13 @@ def _truncate(triplets: Triplets, rank: int, band: Band) -> Triplets:
     count = triplets.S.shape[-1]
     if rank == count:
         return triplets
-    rows = slice(0, rank) if band is Band.PRINCIPAL else slice(count - rank, count)
+    in_band = slice(0, rank) if band is Band.PRINCIPAL else slice(count - rank, count)
     certificate = triplets.certificate and replace(triplets.certificate, gap=None)
     return Triplets(
-        triplets.U[..., rows].contiguous(), triplets.S[..., rows], triplets.Vh[..., rows, :].contiguous(), certificate
+        triplets.U[..., in_band].contiguous(),
+        triplets.S[..., in_band],
+        triplets.Vh[..., in_band, :].contiguous(),
+        certificate,
     )
 
 

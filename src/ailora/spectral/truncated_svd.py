@@ -28,8 +28,8 @@ _METHODS: dict[str, Callable[[Tensor, int, Band], Triplets]] = {
 #: machine epsilons, because most are computed in float64. Float64 results need a larger bound, because LAPACK's errors
 #: grow with the size of the matrix.
 _BOUND_IN_EPS = {torch.float32: 16.0, torch.float64: 1024.0}
-#: Range of the Frobenius norms of matrices that are decomposed as they are. Outside this range, squares of entries or
-#: residuals may overflow, or underflow to zero. A residual of zero would certify any result.
+#: Range of Frobenius norms. Matrices outside this range are scaled before the decomposition. Otherwise, squares of
+#: entries or residuals could overflow, or underflow to zero, and a residual of zero would certify any result.
 _SAFE_NORMS = (1e-9, 1e9)
 #: Up to this length of the smaller side, a few eigenvectors of the Gram matrix cost less than any iteration.
 _MAX_GRAM_SIDE = 1024
