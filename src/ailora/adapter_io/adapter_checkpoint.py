@@ -143,9 +143,10 @@ class AdapterCheckpoint:
             Name of the module, scaling in the configuration, and scaling in the plan. None if all scalings agree.
         """
         for module, group in plan.modules.items():
-            scaling, planned = self.modules[module].scaling, group[0].scaling
-            if abs(scaling - planned) > 1e-9 * planned:
-                return module, scaling, planned
+            scaling, planned_scaling = self.modules[module].scaling, group[0].scaling
+            # Rounding may differ between the two computations of alpha / r.
+            if abs(scaling - planned_scaling) > 1e-9 * planned_scaling:
+                return module, scaling, planned_scaling
         return None
 
     def contains_anchor(self, plan: Plan) -> bool:
@@ -186,8 +187,10 @@ class AdapterCheckpoint:
             if weights.shape != shape:
                 return f"{module} has the shape {shape} in {METADATA_NAME}, but {weights.shape} in {WEIGHTS_NAME}"
             ranks = [sum(p.file_rank for p in group)]
+            # PEFT omits the anchors when it saves an adapter in the residual form.
             if plan.form is Form.RESIDUAL:
                 ranks.append(sum(p.rank for p in group))
+            # An export may have any rank.
             if metadata.exported is None and weights.rank not in ranks:
                 return f"{module} has rank {ranks[0]} in {METADATA_NAME}, but {weights.rank} in {WEIGHTS_NAME}"
         return None

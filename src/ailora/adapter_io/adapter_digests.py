@@ -57,7 +57,7 @@ def validate_digests(folder: Path, header: Header) -> None:
 
 
 def find_edited_files(folder: Path, header: Header) -> list[str] | None:
-    """Find the files beside the weights whose content no longer has its digest. Missing files are not reported.
+    """Find the files beside the weights whose content differs from their digest. Missing files are not reported.
 
     Args:
         folder: Folder of the adapter.

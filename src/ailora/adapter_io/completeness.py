@@ -63,7 +63,7 @@ def validate_saved_modules(adapter: AdapterCheckpoint, base: nn.Module) -> None:
     ends = adapter.modules_to_save
     for name, part in base.named_modules():
         module = original_name(name)
-        # A wrapper stands for its original module, which is listed too.
+        # Skip wrappers and the copies in them: `named_modules` also lists the original modules.
         if not module.endswith(ends) or ".modules_to_save" in name or isinstance(part, ModulesToSaveWrapper):
             continue
         for parameter in part.state_dict():
@@ -75,5 +75,5 @@ def validate_saved_modules(adapter: AdapterCheckpoint, base: nn.Module) -> None:
 
 
 def original_name(name: str) -> str:
-    """Return the name that a module or tensor had before PEFT moved it below a wrapper, for `modules_to_save`."""
+    """Return the name that a module or tensor had before PEFT wrapped it for `modules_to_save`."""
     return name.replace(".original_module", "")

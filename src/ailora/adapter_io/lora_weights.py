@@ -103,7 +103,7 @@ def find_lora_weights(
         InputError: The file holds no LoRA factors, or factors of layers that are not linear; or tensors and
             configuration contradict each other.
     """
-    parts: dict[str, dict[str, StoredTensor]] = {}
+    parts_by_module: dict[str, dict[str, StoredTensor]] = {}
     saved: dict[str, StoredTensor] = {}
     # PEFT saves fully fine-tuned embeddings under two names. Plain names sort first, and `setdefault` keeps the first.
     for name, stored in sorted(header.tensors.items(), key=lambda item: ".modules_to_save." in item[0]):
@@ -111,7 +111,8 @@ def find_lora_weights(
         _validate_tensor(stored, header)
         suffix = next((suffix for suffix in _PARTS if base_name.endswith(f".{suffix}")), None)
         if suffix is not None:
-            parts.setdefault(base_name.removesuffix(f".{suffix}"), {})[_PARTS[suffix]] = stored
+            module = base_name.removesuffix(f".{suffix}")
+            parts_by_module.setdefault(module, {})[_PARTS[suffix]] = stored
         elif _DUPLICATE.search(base_name):
             continue
         elif re.search(r"(^|\.)lora_", base_name):
@@ -120,16 +121,16 @@ def find_lora_weights(
             )
         else:
             saved.setdefault(base_name.replace(".modules_to_save.", "."), stored)
-    if not parts:
+    if not parts_by_module:
         raise InputError(f"{folder / WEIGHTS_NAME} holds no LoRA factors")
     rank_patterns, alpha_patterns = (
         ModulePatterns(f"{folder / CONFIG_NAME}: {name}") for name in ("rank_pattern", "alpha_pattern")
     )
     modules = {
         module: _build_lora_weights(
-            module, part, folder, config, rank_patterns=rank_patterns, alpha_patterns=alpha_patterns
+            module, parts, folder, config, rank_patterns=rank_patterns, alpha_patterns=alpha_patterns
         )
-        for module, part in parts.items()
+        for module, parts in parts_by_module.items()
     }
     _validate_agreement(folder, config, modules, saved)
     return modules, saved
@@ -167,7 +168,8 @@ def _build_lora_weights(
     alpha = find_pattern_value("alpha_pattern", config, module, alpha_patterns)
     if rank != A.shape[0]:
         raise InputError(f"{where} has rank {A.shape[0]}, but {CONFIG_NAME} says {rank}")
-    return LoraWeights(module, A, B, magnitude, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LoraWeights(module, A, B, magnitude, scaling)
 
 
 def _validate_agreement(

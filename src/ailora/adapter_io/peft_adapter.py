@@ -59,6 +59,7 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
         raise
     # PEFT does not validate configurations: an unexpected value can raise any exception.
     except Exception as error:
+        # If the file lacks a tensor of `modules_to_save`, PEFT raises a KeyError with the name of the tensor.
         if isinstance(error, KeyError) and str(error.args[0]).startswith(PREFIX):
             raise InputError(
                 f"{folder / WEIGHTS_NAME} has no {error}, which {CONFIG_NAME} names: the file is incomplete"

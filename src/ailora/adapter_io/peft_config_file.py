@@ -21,6 +21,8 @@ from ailora.plan.task_type import parse_task_type
 CONFIG_NAME = ADAPTER_CONFIG_NAME
 WEIGHTS_NAME = "adapter_model.safetensors"
 
+#: PEFT's default of `lora_alpha`.
+_DEFAULT_ALPHA = 8
 #: Values of `init_lora_weights` that keep the base weights. For other values, PEFT changes the base weights again
 #: whenever it loads the adapter.
 _INITS_KEEPING_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
@@ -51,8 +53,8 @@ def read_config(file: Path) -> dict[str, Any]:
     config = read_json_object(file)
     if config.get("peft_type") != "LORA":
         raise InputError(f"{file}: expected an adapter of the type 'LORA', got {str(config.get('peft_type'))[:80]!r}")
-    if not _is_positive(config.get("r")) or not _is_positive(config.get("lora_alpha", 8)):
-        got = f"{_short(config.get('r'))} and {_short(config.get('lora_alpha', 8))}"
+    if not _is_positive(config.get("r")) or not _is_positive(config.get("lora_alpha", _DEFAULT_ALPHA)):
+        got = f"{_short(config.get('r'))} and {_short(config.get('lora_alpha', _DEFAULT_ALPHA))}"
         raise InputError(f"{file}: r and lora_alpha must be positive numbers, got {got}")
     for name in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(name) or {}
@@ -134,6 +136,7 @@ def validate_weights_file(folder: Path) -> None:
 
 
 def _is_positive(value: object) -> bool:
+    # Outside these limits, norms of updates could overflow or underflow; see `_MAX_FLOAT64_ENTRY` in `lora_weights`.
     return is_real(value) and 1e-30 < value < 1e12
 
 
@@ -176,10 +179,11 @@ def find_pattern_value(name: str, config: Mapping[str, Any], module: str, patter
     for key, value in (config.get(name) or {}).items():
         if patterns.fullmatch(rf"(?:.*\.)?(?:{key})", module):
             return value
-    return config["r"] if name == "rank_pattern" else config.get("lora_alpha", 8)
+    return config["r"] if name == "rank_pattern" else config.get("lora_alpha", _DEFAULT_ALPHA)
 
 
-#: Patterns without repetitions or groups. A search for such a pattern takes time linear in the length of the name.
+#: Patterns without repetitions, groups and character sets. A search for such a pattern takes time linear in the length
+#: of the name.
 _HARMLESS_PATTERN = re.compile(r"[^*+?{(\[]*")
 #: PEFT's value for all linear modules except the head.
 _ALL_LINEAR = "all-linear"
@@ -188,7 +192,8 @@ _ALL_LINEAR = "all-linear"
 def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path) -> dict[str, Any]:
     """Replace potentially slow patterns in a configuration by the names of the matching modules.
 
-    PEFT searches without a time limit. Patterns without repetitions or groups are fast, and stay unchanged.
+    PEFT searches without a time limit. Patterns without repetitions, groups and character sets are fast, and stay
+    unchanged.
 
     Args:
         config: PEFT's configuration, as plain data.
@@ -199,7 +204,8 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
         Key -> new value, only for changed keys.
 
     Raises:
-        InputError: A value is not a regular expression, or its search exceeds the time limit.
+        InputError: A value has an unexpected type or is not a regular expression, its search exceeds the time limit, or
+            `modules_to_save` or `layers_pattern` holds a regular expression that may be slow.
     """
     validate_target_types(config, file)
     modules = list(modules)
@@ -209,7 +215,7 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
         if isinstance(value, str) and not _is_harmless(value):
             patterns = ModulePatterns(f"{file}: {key}")
             names = [name for name in modules if patterns.fullmatch(value, name)]
-            # An empty alternation would match every name; `$.` matches none.
+            # `$.` matches no name. An empty pattern would match the root module, whose name is empty.
             resolved[key] = "|".join(map(re.escape, names)) or "$."
     for key in ("modules_to_save", "layers_pattern"):
         value = config.get(key) or []
@@ -221,6 +227,7 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
             patterns = ModulePatterns(f"{file}: {key}")
             targets = [name for name in modules if not _names_targets(config) or _is_target(config | resolved, name)]
             values = {name: find_pattern_value(key, config, name, patterns) for name in targets}
+            # `^` keeps PEFT from matching a key with the end of a longer name.
             resolved[key] = {f"^{re.escape(name)}": value for name, value in values.items()}
     return resolved
 

@@ -20,12 +20,13 @@ class ProjectionFactors:
 
     Attributes:
         planned: Settings of the adapter.
-        A: Rows of the module's `A`; `[A0; dA]` with an anchor.
-        B: Columns of the module's `B`, restricted to the rows of the role; `[dB, B]` with an anchor.
+        A: Rows (r, in) of the module's `A`; with an anchor, `[A0; dA]` (2r, in).
+        B: Columns (out, r) of the module's `B`, restricted to the rows of the role unless `covers_all_rows`; with an
+            anchor, `[dB, B]` (out, 2r).
         has_anchor: Whether `A` and `B` contain an anchor.
         covers_all_rows: Whether `B` has all rows of a fused weight. This is the case with coupled roles, and after
             training without ailora, which fills the rows of all roles.
-        eps: Machine precision of the stored factors.
+        eps: Machine precision of the stored factors, the coarser of the two.
     """
 
     planned: PlannedAdapter

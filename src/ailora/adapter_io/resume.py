@@ -42,8 +42,8 @@ def resume(
     The anchor is read from the file, so no weight is decomposed. Only a Trainer's checkpoint in the residual form lacks
     the anchor. For such a checkpoint, the initial factors are computed again.
 
-    Under torch.distributed, a single rank may call this function for a base model that is neither sharded nor adapted
-    and a file with the anchor. Otherwise, call it on every rank. Rank 0 compares the weights with the adapter's base.
+    Under torch.distributed, call this function on every rank. A single rank may call it alone if the base model is
+    neither sharded nor adapted, and the file contains the anchor. Rank 0 compares the weights with the adapter's base.
     Other ranks do not, because they may not have read their weights; a launcher ends them if rank 0 fails.
 
     Args:
@@ -120,7 +120,7 @@ def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata
     if reason := checkpoint.find_mismatch(metadata):
         raise InputError(f"the {METADATA_NAME} does not belong to the adapter in {checkpoint.folder}: {reason}")
     plan = metadata.parsed_plan
-    # PEFT adds heads to `modules_to_save` in its configuration, so that only the other direction is a contradiction.
+    # PEFT adds heads to `modules_to_save` in its configuration, so only a name missing there is a contradiction.
     if config_lacks := {*plan.options.modules_to_save} - {*checkpoint.modules_to_save}:
         raise InputError(
             f"{checkpoint.folder}: {METADATA_NAME} lists {min(config_lacks)!r} in modules_to_save, but {CONFIG_NAME} "
@@ -132,10 +132,10 @@ def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata
             f"{METADATA_NAME}: one of the files was edited, or belongs to a different adapter"
         )
     if mismatch := checkpoint.find_scaling_mismatch(plan):
-        module, scaling, planned = mismatch
+        module, scaling, planned_scaling = mismatch
         raise InputError(
             f"{checkpoint.folder}: adapter_config.json gives {module} the scaling {scaling:g}, but {METADATA_NAME} "
-            f"gives {planned:g}: one of the files was edited, or belongs to a different adapter"
+            f"gives {planned_scaling:g}: one of the files was edited, or belongs to a different adapter"
         )
     return plan
 
@@ -159,7 +159,7 @@ def _initial_factors(stored: ProjectionFactors, plan: Plan, folder: Path) -> Ini
 def _load_tensors(
     model: PeftModel, checkpoint: AdapterCheckpoint, plan: Plan, adapter_name: str, *, undo: ExitStack
 ) -> None:
-    """Copy the tensors of a file into an adapter with the modules of the file.
+    """Copy the tensors of a saved adapter into the injected adapter, which has the same modules.
 
     Before tensors of the base model itself are overwritten, callbacks that restore them are registered with `undo`.
 
@@ -170,9 +170,9 @@ def _load_tensors(
     # this also renames current modules (MaskFormer's Swin backbone), and PEFT silently drops their tensors.
     base = model.get_base_model()
     state = _read_factors(base, checkpoint, plan, adapter_name)
-    heads = _map_saved_names(base, adapter_name)
+    wrapped_names = _map_saved_names(base, adapter_name)
     # PEFT saves a resized vocabulary without `modules_to_save`: such a tensor belongs to the base model.
-    state |= {PREFIX + heads.get(name, name): read_tensor(stored) for name, stored in checkpoint.saved.items()}
+    state |= {PREFIX + wrapped_names.get(name, name): read_tensor(stored) for name, stored in checkpoint.saved.items()}
     tensors = tensors_by_name(model)
     packed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, PackedFactor)}
     if unexpected := sorted(state.keys() - tensors.keys() - packed):
@@ -186,9 +186,9 @@ def _load_tensors(
     for name, tensor in state.items():
         if name in parameters:
             state[name] = distribute_like(tensor, parameters[name])
-    for name in checkpoint.saved.keys() - heads.keys():
-        stored = tensors[PREFIX + name].detach()
-        undo.callback(stored.copy_, stored.clone())
+    for name in checkpoint.saved.keys() - wrapped_names.keys():
+        base_tensor = tensors[PREFIX + name].detach()
+        undo.callback(base_tensor.copy_, base_tensor.clone())
     model.load_state_dict(state, strict=False)
 
 
@@ -245,15 +245,17 @@ def _validate_saved_shapes(model: nn.Module, checkpoint: AdapterCheckpoint) -> N
 def _validate_same_base(
     plan: Plan, weights: Mapping[str, BaseWeight], metadata: AdapterMetadata, *, base: nn.Module
 ) -> None:
-    """Refuse a model if its weights differ from the adapter's base in shape, or by more than the dtype.
+    """Refuse a model if its weights differ from the adapter's base in shape, or by more than a conversion of dtype.
 
     Ranks other than 0 compare only shapes, unless the model is sharded.
     """
     for module, weight in weights.items():
-        planned = plan.modules[module][0].projection.shape
-        if weight.shape != planned:
-            hint = format_resize_hint(base, module, weight.shape, planned)
-            raise ModelError(f"{module} has the shape {weight.shape}, but the adapter was made for {planned}{hint}")
+        planned_shape = plan.modules[module][0].projection.shape
+        if weight.shape != planned_shape:
+            hint = format_resize_hint(base, module, weight.shape, planned_shape)
+            raise ModelError(
+                f"{module} has the shape {weight.shape}, but the adapter was made for {planned_shape}{hint}"
+            )
     # Other ranks may not have read their weights. The result is not broadcast, because a single rank may call `resume`;
     # a launcher ends the other ranks if rank 0 fails. Sharded weights were read, and gathering them needs every rank.
     if not is_main() and not any_dtensor(base.parameters()):

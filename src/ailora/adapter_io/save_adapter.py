@@ -58,9 +58,10 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         Folder of the files: `folder` for the adapter name `default`, else a subfolder named after the adapter.
 
     Raises:
-        InputError: The folder is a file, or another process is writing to it. Ranks wait for each other.
-        ModelError: The model has no adapter of that name made by ailora, another adapter has a name within the names of
-            tensors, or PEFT does not find the adapter because layers were renamed.
+        InputError: The folder is a file, or another process is writing to it. With several ranks, the error is raised
+            only after ten minutes, because they wait for each other.
+        ModelError: The model has no adapter of that name made by ailora, names of tensors contain the name of another
+            adapter, or PEFT does not find the adapter because layers were renamed.
 
     Examples:
         >>> from ailora import adapt
@@ -72,15 +73,15 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
     """
     plan, base = get_plan(model, adapter_name), model.get_base_model()
     validate_existing_names(model)
-    # Users may have named the classes after `adapt`.
+    # Users may have set label names in the model's configuration after `adapt`.
     metadata = get_metadata(model, adapter_name).with_model_config(getattr(base, "config", None))
     folder = expand_home(folder)
     subfolder = "" if adapter_name == "default" else adapter_name
     sharded = any_dtensor(model.parameters())
     gathered = _gather_state_dict(model, adapter_name) if sharded else None
     anchored = _anchored_state_dict(model, plan, adapter_name) if plan.form is Form.RESIDUAL else None
-    # It is unknown whether all ranks call this function or a single one. With a barrier, or if only rank 0 wrote, the
-    # call on a single rank would wait forever, or lose the adapter.
+    # It is unknown whether all ranks call this function or a single one. A single rank would wait at a barrier forever,
+    # and its adapter would be lost if only rank 0 wrote.
     timeout_s = _RANK_TIMEOUT_S if process_count() > 1 else 0.0
     with raise_on_all_ranks() if sharded else nullcontext():
         if not sharded or is_main():
@@ -99,7 +100,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
 def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Module:
     """Remove all adapters, and return the base model with its own heads and weights.
 
-    The anchored and the stock form never change the weights. Those of the residual form are restored as
+    The anchored and the stock form never change the base weights. Weights changed by the residual form are restored as
     `W = W_res + s B0 A0`, up to rounding. Unlike PEFT's `unload`, which keeps the trained heads and embeddings of
     `modules_to_save`, this function puts the original modules back. All parameters stay frozen.
 
@@ -131,9 +132,9 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
                 "the base model is sharded over processes, and its weights cannot be overwritten: load the model again"
             )
         restore_weights(resolve_weights(base, plan.modules), _read_anchors(base, plan, adapter_name))
-    saved = {name: module for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
-    # Wrappers may contain wrappers: the inner ones come first.
-    for name, wrapper in reversed(saved.items()):
+    wrappers = {name: module for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    # Wrappers may contain wrappers. In reverse order, inner wrappers come first.
+    for name, wrapper in reversed(wrappers.items()):
         base.set_submodule(name, wrapper.original_module)
     lora_model = model.base_model
     assert isinstance(lora_model, LoraModel)
@@ -149,8 +150,8 @@ def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.T
     """
     state = model.state_dict()
     names = [*state]
-    # Only PEFT knows which entries belong to an adapter. It selects among indices here, because it would load every
-    # shard of the model; the indices that it returns are those of the entries to gather.
+    # Only PEFT knows which entries belong to an adapter, but PEFT renames them, and under tensor parallelism gathers
+    # the whole model. Given indices in place of the entries, it returns the indices of the adapter's entries.
     indices = {name: torch.tensor(index) for index, name in enumerate(names)}
     selected = get_peft_model_state_dict(model, indices, adapter_name=adapter_name)
     if not selected:
@@ -184,11 +185,11 @@ def _replace_by_anchored(folder: Path, state: Mapping[str, Tensor], config: Lora
         state: State dict of the anchored form.
         config: Configuration of the anchored form, whose ranks are those of `state`.
     """
-    written = LoraConfig.from_pretrained(str(folder))
+    written_config = LoraConfig.from_pretrained(str(folder))
     # The forms differ only in ranks. All else, such as the base model and its class, is as PEFT has written it.
     for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern"):
-        setattr(written, key, getattr(config, key))
-    written.save_pretrained(str(folder), auto_mapping_dict=written.auto_mapping)
+        setattr(written_config, key, getattr(config, key))
+    written_config.save_pretrained(str(folder), auto_mapping_dict=written_config.auto_mapping)
     # Saved modules may share memory, which safetensors refuses.
     save_file({key: value.clone() for key, value in state.items()}, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 

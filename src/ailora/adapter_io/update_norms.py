@@ -31,18 +31,19 @@ def compute_norm(B: Float[Tensor, "out r"], A: Float[Tensor, "r in_"]) -> float:
 
 
 def compute_distance(this: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """Compute the Frobenius norm `|B A - B' A'|` of the difference between two updates.
+    """Compute the Frobenius norm `|B1 A1 - B2 A2|` of the difference between two updates.
 
     Args:
-        this: Factors `B` (out, r) and `A` (r, in).
-        other: Factors `B'` (out, r') and `A'` (r', in).
+        this: Factors `B1` (out, r1) and `A1` (r1, in).
+        other: Factors `B2` (out, r2) and `A2` (r2, in).
 
     Returns:
         The norm, computed in float64.
     """
-    (B, A), (other_B, other_A) = this, other
-    # The difference is a product, too: [B, -B'] [A; A'], of rank r + r'.
-    return compute_norm(torch.cat([B.double(), -other_B.double()], dim=1), torch.cat([A.double(), other_A.double()]))
+    (B1, A1), (B2, A2) = this, other
+    # The difference is a product too: [B1, -B2] [A1; A2], of rank r1 + r2.
+    B, A = torch.cat([B1.double(), -B2.double()], dim=1), torch.cat([A1.double(), A2.double()], dim=0)
+    return compute_norm(B, A)
 
 
 def approximate_product(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +63,7 @@ def approximate_product(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor
     left, right = torch.linalg.qr(B.double()), torch.linalg.qr(A.double().mT)
     U, S, Vh = torch.linalg.svd(left.R @ right.R.mT)
     count = min(rank, S.shape[0])
-    # If the singular values are split evenly, no factor overflows in half precision unless the product does.
+    # With a square root in each factor, no factor overflows in half precision unless the product does.
     root = S[:count].sqrt()
     near_B = left.Q @ (U[:, :count] * root)
     near_A = (root[:, None] * Vh[:count]) @ right.Q.mT
@@ -76,8 +77,8 @@ def pad_factors(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _reduce_product(B: Tensor, A: Tensor) -> Tensor:
-    """Return `R_B R_A'` from the QR decompositions of `B` and `A'`. It has the same singular values as `B A`."""
-    # Forming `B A` would take 64 MiB for a 4096 x 4096 weight in float32.
+    """Return `R_B R_A^T` from the QR decompositions of `B` and `A^T`. It has the same singular values as `B A`."""
+    # Forming `B A` would take 128 MiB for a 4096 x 4096 weight in float64.
     left = torch.linalg.qr(B.double(), mode="r").R
     right = torch.linalg.qr(A.double().mT, mode="r").R
     return left @ right.mT

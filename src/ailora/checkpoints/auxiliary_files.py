@@ -19,8 +19,8 @@ _NOT_COPIED = re.compile(
     r".*\.(safetensors|index\.json|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|ot|py|pyc|md)"
     r"|adapter_.*|ailora\.json|(training_args|trainer_state|optimizer|scheduler|scaler|rng_state).*|\..*"
 )
-#: Subfolders of modules, as sentence-transformers names them: `1_Pooling`.
-_FOLDER_NAME = re.compile(r"[0-9]+_\w+")
+#: Names of the subfolders that sentence-transformers writes for its modules: `1_Pooling`.
+_MODULE_FOLDER_NAME = re.compile(r"[0-9]+_\w+")
 #: Files with the weights of such a module.
 _MODULE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 #: Subfolders with files of the tokenizer.
@@ -46,13 +46,15 @@ def find_auxiliary_files(source: Path, *, tokenizer: Mapping[str, Path] | None =
     Returns:
         Files by their path in the output.
     """
-    modules = _find_module_folders(source)
-    files = [file for folder in [*_tokenizer_folders(source), *modules] for file in _list_files(folder)]
+    module_folders = _find_module_folders(source)
+    # `_tokenizer_folders` includes `source` itself.
+    folders = [*_tokenizer_folders(source), *module_folders]
+    files = [file for folder in folders for file in _list_files(folder)]
     copied = [file for file in files if not _NOT_COPIED.fullmatch(file.name)]
     # The weights of these modules, such as a dense layer after the pooling, are not part of the merged transformer.
-    copied += [file for file in files if file.parent in modules and file.name in _MODULE_WEIGHTS]
+    copied += [file for file in files if file.parent in module_folders and file.name in _MODULE_WEIGHTS]
     if tokenizer:
-        copied = [file for file in copied if file.parent in modules or not _belongs_to_tokenizer(file, source)]
+        copied = [file for file in copied if file.parent in module_folders or not _belongs_to_tokenizer(file, source)]
     return {str(file.relative_to(source)): file for file in copied} | dict(tokenizer or {})
 
 
@@ -79,7 +81,7 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def _find_module_folders(source: Path) -> list[Path]:
-    """Find the subfolders that the `modules.json` of sentence-transformers names, without those of transformers.
+    """Find the subfolders listed in sentence-transformers' `modules.json`, except those with a transformers model.
 
     Raises:
         InputError: `modules.json` is not JSON.
@@ -88,7 +90,8 @@ def _find_module_folders(source: Path) -> list[Path]:
     modules = read_json(file) if file.is_file() else []
     paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
     # A path with several parts could leave the folder.
-    folders = [source / path for path in dict.fromkeys(paths) if isinstance(path, str) and _FOLDER_NAME.fullmatch(path)]
+    names = [path for path in dict.fromkeys(paths) if isinstance(path, str) and _MODULE_FOLDER_NAME.fullmatch(path)]
+    folders = [source / name for name in names]
     # The output holds the merged weights of the transformer, and must not hold the unmerged weights too.
     return [folder for folder in folders if "model_type" not in _read_config(folder)]
 
@@ -112,6 +115,7 @@ def copy_auxiliary_files(
         InputError: A file is a link out of its folder.
     """
     for name, file in files.items():
+        # Folder of the model, to which `name` is relative.
         source = file.parents[len(Path(name).parts) - 1]
         # Models are downloaded from strangers: a link could copy a private file of this machine into the output.
         if not is_directly_in(file, file.parent) or not file.parent.resolve().is_relative_to(source.resolve()):

@@ -119,10 +119,11 @@ def export(
     checkpoint.validate_no_residual_base()
     checkpoint.validate_finite()
     completeness_checked = _check_complete(checkpoint)
-    _validate_target(rank, energy, checkpoint)
-    target = _choose_rank(checkpoint, rank, energy)
+    _validate_rank_options(rank, energy, checkpoint)
+    common_rank = _choose_rank(checkpoint, rank, energy)
     exact = rank is None and energy is None
-    conversion = _Conversion(checkpoint, target, _find_shared_scaling(checkpoint, target), torch_dtype, exact)
+    scaling = _find_shared_scaling(checkpoint, common_rank)
+    conversion = _Conversion(checkpoint, common_rank, scaling, torch_dtype, exact)
     reads = checkpoint.files
     request = {
         "command": "export",
@@ -141,7 +142,7 @@ def export(
     saved = tuple(sorted(checkpoint.saved))
     return ExportReport(
         folder=str(output.folder),
-        rank=target,
+        rank=common_rank,
         dtype=conversion.dtype_name,
         errors=conversion.errors,
         error=conversion.error,
@@ -187,8 +188,9 @@ class _Conversion:
         earlier = self.checkpoint.metadata and self.checkpoint.metadata.exported
         if not earlier:
             return self.error
-        # The best approximation of smaller rank is orthogonal to its error. The errors of two exports are orthogonal
-        # too, up to rounding.
+        # The best approximation of smaller rank is orthogonal to its error. Relative to the trained update, the squared
+        # norm of the earlier export is therefore 1 - error^2. The errors of two exports are orthogonal too, up to
+        # rounding.
         return math.sqrt(earlier.error**2 + max(0.0, 1 - earlier.error**2) * self.error**2)
 
     def measure(self) -> None:
@@ -289,7 +291,7 @@ def _check_complete(checkpoint: AdapterCheckpoint) -> bool:
     return True
 
 
-def _validate_target(rank: int | None, energy: float | None, checkpoint: AdapterCheckpoint) -> None:
+def _validate_rank_options(rank: int | None, energy: float | None, checkpoint: AdapterCheckpoint) -> None:
     if rank is not None and energy is not None:
         raise InputError("give a rank or an energy, not both")
     largest = max(min(weights.shape) for weights in checkpoint.modules.values())

@@ -11,7 +11,7 @@ from ailora.errors import InputError
 from ailora.plain_data import read_json_object
 
 #: Subfolder of every output folder, with the lock and the state of an unfinished command.
-OWN_NAME = ".ailora"
+STATE_DIR_NAME = ".ailora"
 _FORCE_HINT = ", or use --force to write into it"
 
 
@@ -31,7 +31,7 @@ def lock_folder(
     Raises:
         InputError: The folder has unexpected content, is a file, is not writable, or is locked by another process.
     """
-    state_dir = folder / OWN_NAME
+    state_dir = folder / STATE_DIR_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Through a link, the lock would be written outside the folder.

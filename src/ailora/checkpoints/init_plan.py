@@ -140,6 +140,7 @@ class InitPlan:
             InputError: The device is not available.
         """
         validate_device(device)
+        # The tasks are not run, so their folder does not matter.
         tasks = self.build_tasks(Path(), device=device, cached=False)
         speed = flops.measure_matmul_speed(torch.device(device))
         return {

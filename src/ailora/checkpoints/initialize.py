@@ -40,7 +40,7 @@ from ailora.roles import Role
 from ailora.safetensors_io import Header, StoredTensor, TensorSpec, read_header, read_tensor, write_tensors
 
 #: Files of an adapter, in the order of writing. The configuration comes last, because loaders look for it first.
-_WRITTEN = (WEIGHTS_NAME, METADATA_NAME, CONFIG_NAME)
+_FILE_NAMES = (WEIGHTS_NAME, METADATA_NAME, CONFIG_NAME)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _execute(plan: InitPlan, output: OutputDir, *, device: str, workers: int, ca
     if type(workers) is not int or workers < 1:
         raise InputError(f"workers must be a whole number of at least 1, got {workers!r}")
     validate_device(device)
-    acquired = output.acquire(plan.request, reads=plan.reads, writes=_WRITTEN, force=force)
+    acquired = output.acquire(plan.request, reads=plan.reads, writes=_FILE_NAMES, force=force)
     # Ranks exchange results as files in the common folder. A killed command also resumes from these files.
     with init_process_group_if_launched(), on_main(acquired) as done:
         tasks = plan.build_tasks(output.parts, device=device, cached=cached)
@@ -211,7 +211,9 @@ def _assemble(plan: InitPlan, folder: Path, tasks: list[ModuleTask]) -> dict[str
         Number of directions with a clamped singular value, by projection.
     """
     results = {task.module: read_header(task.file) for task in tasks}
-    floored = {name: n for h in results.values() for name, n in json.loads(h.metadata["floored"]).items()}
+    floored: dict[str, int] = {}
+    for header in results.values():
+        floored |= json.loads(header.metadata["floored"])
     saved_tensors = collect_saved_tensors(plan.base, plan.plan.options, plan.checkpoint, plan.seed)
     _write_weights(folder / WEIGHTS_NAME, results, saved_tensors)
     fingerprints = {module: header.metadata["fingerprint"] for module, header in results.items()}

@@ -154,9 +154,9 @@ def _summarize_roles(adapter: AdapterCheckpoint, plan: Plan) -> Iterator[RoleSum
     stored = adapter.read_projection_factors(plan)
     for factors in tqdm(stored, "measuring", len(plan.adapters), unit="matrix", leave=False, disable=None):
         planned = factors.planned
-        key = (planned.projection.role.value, ", ".join(planned.init.to_dict().values()))
+        start = ", ".join(planned.init.to_dict().values())
         stats = _ModuleStats(compute_update_stats(factors), factors.A.shape[0], planned.scaling)
-        groups.setdefault(key, []).append(stats)
+        groups.setdefault((planned.projection.role.value, start), []).append(stats)
     for (role, start), modules in groups.items():
         yield _summarize(role, start, modules)
 
@@ -164,12 +164,12 @@ def _summarize_roles(adapter: AdapterCheckpoint, plan: Plan) -> Iterator[RoleSum
 def _summarize_modules(adapter: AdapterCheckpoint) -> Iterator[RoleSummary]:
     """Summarize a stock adapter by module name, with a star for the layer number."""
     groups: dict[str, list[_ModuleStats]] = {}
-    for module in tqdm(adapter.modules.values(), "measuring", unit="matrix", leave=False, disable=None):
-        A, B = module.read_factors()
-        values = (module.scaling * compute_singular_values(B, A)).tolist()
+    for weights in tqdm(adapter.modules.values(), "measuring", unit="matrix", leave=False, disable=None):
+        A, B = weights.read_factors()
+        values = (weights.scaling * compute_singular_values(B, A)).tolist()
         norm = sum(value**2 for value in values) ** 0.5
-        stats = _ModuleStats(UpdateStats(norm, None, None, None, tuple(values)), module.rank, module.scaling)
-        groups.setdefault(collapse_layer_index(module.module), []).append(stats)
+        stats = _ModuleStats(UpdateStats(norm, None, None, None, tuple(values)), weights.rank, weights.scaling)
+        groups.setdefault(collapse_layer_index(weights.module), []).append(stats)
     for name, modules in groups.items():
         yield _summarize(name, "", modules)
 
@@ -177,7 +177,7 @@ def _summarize_modules(adapter: AdapterCheckpoint) -> Iterator[RoleSummary]:
 def _summarize(role: str, start: str, modules: list[_ModuleStats]) -> RoleSummary:
     updates = [module.update for module in modules]
 
-    def mean_if_known(values: list[float | None]) -> float | None:
+    def rms_if_known(values: list[float | None]) -> float | None:
         numbers = [value for value in values if value is not None]
         return root_mean_square(numbers) if numbers else None
 
@@ -189,10 +189,10 @@ def _summarize(role: str, start: str, modules: list[_ModuleStats]) -> RoleSummar
         modules=len(modules),
         rank=", ".join(map(str, sorted({module.rank for module in modules}))),
         scaling=", ".join(f"{scaling:g}" for scaling in sorted({module.scaling for module in modules})),
-        anchor=mean_if_known([update.anchor_norm for update in updates]),
+        anchor=rms_if_known([update.anchor_norm for update in updates]),
         update=root_mean_square(update.norm for update in updates),
-        moved_A=mean_if_known([update.moved_A for update in updates]),
-        moved_B=mean_if_known([update.moved_B for update in updates]),
+        moved_A=rms_if_known([update.moved_A for update in updates]),
+        moved_B=rms_if_known([update.moved_B for update in updates]),
         stable_rank=root_mean_square(update.stable_rank for update in updates),
         values=tuple(root_mean_square(update.singular_values[i] for update in updates) for i in range(count)),
     )
@@ -219,6 +219,7 @@ def _inspect_model(name: str) -> dict[str, object]:
     for p in projections:
         tensor = checkpoint.tensors[stored[p.module]]
         key = (p.role.value, f"{p.out_features} x {p.in_features}", tensor.dtype)
+        # Of a fused weight, count the bytes in the rows of the role.
         groups.setdefault(key, []).append(tensor.nbytes * p.out_features // p.shape[0])
     return {
         "folder": str(checkpoint.folder),

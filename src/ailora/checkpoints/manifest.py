@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ailora.atomic_io import write_json
-from ailora.checkpoints.folder_lock import OWN_NAME, read_state_file
+from ailora.checkpoints.folder_lock import STATE_DIR_NAME, read_state_file
 from ailora.checkpoints.output_path import validate_no_links
 from ailora.errors import InputError
 
@@ -19,7 +19,7 @@ class Manifest:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file = folder / OWN_NAME / "manifest.json"
+        self._file = folder / STATE_DIR_NAME / "manifest.json"
         names = (read_state_file(self._file) or {}).get("written")
         self._names = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
         self.is_new = not self._file.exists()
@@ -48,7 +48,7 @@ class Manifest:
         """Record names before their files are written.
 
         Args:
-            names: Paths relative to the folder, which must exist.
+            names: Paths relative to the folder. The folder must exist.
 
         Raises:
             InputError: A path or one of its parent folders is a link, or an unrecorded file exists.

@@ -63,10 +63,10 @@ def merge(
 ) -> MergeReport:
     """Write a checkpoint with `W + s B A` in place of every adapted weight, without loading the model.
 
-    Sums are computed in float32, or in float64 if the weight or a factor has this dtype, and rounded once. All other
-    tensors are copied byte for byte, together with the tokenizer: that of the base, or if the vocabulary was resized,
-    the one in the adapter's folder, if there is one. The result loads with `from_pretrained`. Repeating an
-    interrupted call resumes.
+    Sums are computed in float32, or in float64 if the weight or a factor has this dtype, and rounded once. Tensors of
+    fully fine-tuned modules replace those of the base. Without `dtype`, all other tensors are copied byte for byte. The
+    tokenizer of the base is copied too. If the vocabulary was resized, a tokenizer in the adapter's folder takes its
+    place. The result loads with `from_pretrained`. Repeating an interrupted call resumes.
 
     Args:
         base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
@@ -99,7 +99,7 @@ def merge(
     # `result.json` of the run holds the labels and the padding token for the merged configuration.
     reads += [*trained.files, *filter(None, [_find_result_file(trained)])]
     # The tokenizer of the base lacks the tokens that were added before training.
-    tokenizer = find_tokenizer_files(trained.folder) if saved.vocabulary is not None else {}
+    tokenizer = find_tokenizer_files(trained.folder) if saved.vocab_size is not None else {}
     reads += tokenizer.values()
     auxiliary = find_auxiliary_files(folder, tokenizer=tokenizer)
     request = {
@@ -155,7 +155,7 @@ def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCh
     stored.validate_floating()
     transposed = stored.transposed
 
-    def merged(weight: Tensor) -> Iterator[Tensor]:
+    def merge_rows(weight: Tensor) -> Iterator[Tensor]:
         validate_base(adapter, lora.module, weight)
         A, B = lora.read_factors()
         # Factors in float32 must not round a weight in float64.
@@ -163,20 +163,29 @@ def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCh
         A, B = A.to(dtype), B.to(dtype)
         left, right = (A.mT, B.mT) if transposed else (B, A)
         magnitude = read_tensor(lora.magnitude) if lora.magnitude else None
-        # DoRA needs norms of whole output rows. In a transposed weight these are columns, so a single block has all.
-        rows = len(weight) if transposed and magnitude is not None else max(1, _BLOCK_ENTRIES // weight.shape[1])
-        for first in range(0, len(weight), rows):
-            block = weight[first : first + rows].to(dtype)
-            block = torch.addmm(block, left[first : first + rows], right, alpha=lora.scaling)
+        # DoRA needs norms of whole output rows. In a transposed weight, these are columns, which only a block of all
+        # stored rows contains completely.
+        needs_all_rows = transposed and magnitude is not None
+        block_rows = len(weight) if needs_all_rows else max(1, _BLOCK_ENTRIES // weight.shape[1])
+        for first in range(0, len(weight), block_rows):
+            rows = slice(first, first + block_rows)
+            block = torch.addmm(weight[rows].to(dtype), left[rows], right, alpha=lora.scaling)
             if magnitude is not None:
-                block = _apply_magnitude(block, magnitude, slice(first, first + rows), transposed=transposed)
+                block = _apply_magnitude(block, magnitude, rows, transposed=transposed)
             yield block
 
-    return merged
+    return merge_rows
 
 
 def _apply_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transposed: bool) -> Tensor:
-    """Scale every row of `W + s B A` (out, in) to its magnitude, as DoRA does (arXiv 2402.09353)."""
+    """Scale every row of `W + s B A` (out, in) to its magnitude, as DoRA does (arXiv 2402.09353).
+
+    Args:
+        block: `W + s B A` in `rows`; if transposed, the whole matrix (in, out).
+        magnitude: Magnitudes (out,) of all rows.
+        rows: Rows of the block.
+        transposed: Whether the block is transposed.
+    """
     if transposed:
         return block * (magnitude.to(block.dtype) / block.norm(dim=0))
     return block * (magnitude[rows].to(block.dtype) / block.norm(dim=1))[:, None]
@@ -224,12 +233,15 @@ def _adapted_config(
     text_config = config.get("text_config")
     parts = [config, text_config] if isinstance(text_config, dict) else [config]
     if task.pad_token_id is not None:
-        # Other classifiers may search for the last token that is not padding; a different one would change scores.
-        searches = get_task(adapter.task_type).predicts_classes and not counts_positions_from_padding(model)
-        _set_padding_token(parts, task.pad_token_id, replace=searches)
+        # Classifiers that do not count positions from padding may search each row for the last token that is not
+        # padding. With a padding token other than that of training, they would compute different scores.
+        needs_trained_token = get_task(adapter.task_type).predicts_classes and not counts_positions_from_padding(model)
+        _set_padding_token(parts, task.pad_token_id, replace=needs_trained_token)
     for part in parts:
-        if saved.vocabulary is not None and (part is text_config or not text_config or "vocab_size" in part):
-            part["vocab_size"] = saved.vocabulary
+        # In a configuration with a text model, the outer part may have no `vocab_size`.
+        has_vocabulary = part is text_config or not text_config or "vocab_size" in part
+        if saved.vocab_size is not None and has_vocabulary:
+            part["vocab_size"] = saved.vocab_size
         if saved.untied:
             part["tie_word_embeddings"] = False
     return config
@@ -291,8 +303,8 @@ def _choose_labels(
 
 
 def _format_config(config: Mapping[str, Any]) -> bytes:
-    # Like Python's `json`, with which transformers reads configurations, write NaN and infinite numbers as bare words.
-    # transformers would take the strings that `json_bytes` writes instead for text.
+    # Write NaN and infinite numbers as bare words, which transformers reads with Python's `json`. `json_bytes` would
+    # write strings, which transformers would take for text.
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
@@ -316,4 +328,5 @@ def _replace_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     changed = {key: _replace_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
     # Earlier versions of transformers named this key `torch_dtype`. Its old value would contradict `dtype`.
     without_old_key = {key: value for key, value in changed.items() if key != "torch_dtype"}
-    return without_old_key | {"dtype": dtype} if "torch_dtype" in config or "dtype" in config else without_old_key
+    has_dtype = "torch_dtype" in config or "dtype" in config
+    return without_old_key | ({"dtype": dtype} if has_dtype else {})

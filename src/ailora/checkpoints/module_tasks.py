@@ -79,6 +79,7 @@ class ModuleTask:
 
     @property
     def _decompositions(self) -> list[tuple[tuple[int, int], int, Band]]:
+        """Shape (out, in), rank and band of each decomposition."""
         return [
             ((a.projection.out_features, a.projection.in_features), a.rank, a.init.band)
             for a in self.adapters
@@ -206,4 +207,5 @@ def _initial_factors(task: ModuleTask, planned: PlannedAdapter, weight: Tensor) 
 
 def derive_seed(seed: int, name: str) -> int:
     """Derive the seed of a module's random init, independent of the order of tasks."""
+    # The shift makes the seed fit into a signed 64-bit integer.
     return int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1

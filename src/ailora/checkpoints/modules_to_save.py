@@ -76,13 +76,13 @@ class SavedTensors:
     Attributes:
         tensors: Tensors by parameter name. If `untied`, the tied parameters of the base are included.
         label_count: Number of outputs of the trained head. None if unchanged.
-        vocabulary: Number of rows of the trained embeddings. None if unchanged.
+        vocab_size: Number of rows of the trained embeddings. None if unchanged.
         untied: Whether parameters that are tied in the base differ after training.
     """
 
     tensors: dict[str, StoredTensor]
     label_count: int | None
-    vocabulary: int | None
+    vocab_size: int | None
     untied: bool
 
 
@@ -106,7 +106,7 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
     parameters: Mapping[str, Tensor] = model.state_dict()
     embedding_parameters = set(_find_embedding_parameters(model))
     label_counts: set[int] = set()
-    vocabularies: set[int] = set()
+    vocab_sizes: set[int] = set()
     for name, stored in adapter.saved.items():
         if name not in parameters:
             raise ModelError(f"{stored}: the model {type(model).__name__} has no parameter {name}")
@@ -115,19 +115,20 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
         if stored.shape == shape:
             continue
         is_head = get_task(adapter.task_type).predicts_classes and shape[:1] == (model.config.num_labels,)
-        differs_in_rows = bool(stored.shape) and (*shape[:1], *stored.shape[1:]) == shape
-        if not differs_in_rows or not (is_head or name in embedding_parameters):
+        resized_shape = (*stored.shape[:1], *shape[1:])
+        only_rows_differ = bool(stored.shape) and stored.shape == resized_shape
+        if not only_rows_differ or not (is_head or name in embedding_parameters):
             raise ModelError(f"{stored}: the parameter {name} of {type(model).__name__} has the shape {shape}")
-        (vocabularies if name in embedding_parameters else label_counts).add(stored.shape[0])
+        (vocab_sizes if name in embedding_parameters else label_counts).add(stored.shape[0])
     if len(label_counts) > 1:
         raise ModelError(f"the heads in {adapter.folder} disagree on the number of labels: {sorted(label_counts)}")
-    if vocabularies:
-        _validate_vocabulary(adapter, vocabularies, embedding_parameters - get_tied_weights(model).keys())
+    if vocab_sizes:
+        _validate_vocabulary(adapter, vocab_sizes, embedding_parameters - get_tied_weights(model).keys())
     # Tied parameters share a tensor with the new rows. Without ties, every parameter needs a tensor with these rows.
     tensors, untied = _resolve_ties(adapter, model, checkpoint)
-    if vocabularies and untied:
-        _validate_vocabulary(adapter, vocabularies, embedding_parameters)
-    return SavedTensors(tensors, next(iter(label_counts), None), next(iter(vocabularies), None), untied)
+    if vocab_sizes and untied:
+        _validate_vocabulary(adapter, vocab_sizes, embedding_parameters)
+    return SavedTensors(tensors, next(iter(label_counts), None), next(iter(vocab_sizes), None), untied)
 
 
 def _find_embedding_parameters(model: PreTrainedModel) -> Iterator[str]:
@@ -139,11 +140,11 @@ def _find_embedding_parameters(model: PreTrainedModel) -> Iterator[str]:
             yield from (f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False))
 
 
-def _validate_vocabulary(adapter: AdapterCheckpoint, vocabularies: set[int], embedding_parameters: set[str]) -> None:
-    """Refuse embeddings with different numbers of rows."""
-    if len(vocabularies) > 1:
-        raise ModelError(f"the embeddings in {adapter.folder} disagree on the vocabulary: {sorted(vocabularies)} rows")
-    (rows,) = vocabularies
+def _validate_vocabulary(adapter: AdapterCheckpoint, vocab_sizes: set[int], embedding_parameters: set[str]) -> None:
+    """Refuse a resized vocabulary unless all embeddings were saved, with the same number of rows."""
+    if len(vocab_sizes) > 1:
+        raise ModelError(f"the embeddings in {adapter.folder} disagree on the vocabulary: {sorted(vocab_sizes)} rows")
+    (rows,) = vocab_sizes
     saved = {name for name, stored in adapter.saved.items() if stored.shape[:1] == (rows,)}
     if others := sorted(embedding_parameters - saved):
         raise ModelError(
@@ -175,8 +176,8 @@ def _resolve_ties(
     pairs = {tied: source for tied, source in ties.items() if tied in saved and source in saved}
     if all(torch.equal(read_tensor(saved[tied]), read_tensor(saved[source])) for tied, source in pairs.items()):
         return {name: stored for name, stored in saved.items() if name not in pairs}, False
-    stored = _map_stored_tensors(model, checkpoint)
-    return {name: stored[name] for name in {*ties, *ties.values()} if name in stored} | saved, True
+    base_tensors = _map_stored_tensors(model, checkpoint)
+    return {name: base_tensors[name] for name in {*ties, *ties.values()} if name in base_tensors} | saved, True
 
 
 def _matches(module: str, names: Iterable[str]) -> bool:
@@ -187,9 +188,9 @@ def _matches(module: str, names: Iterable[str]) -> bool:
 def _map_stored_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """Map parameter names to stored tensors. Each of several tied parameters has an entry."""
     stored = {name: checkpoint.tensors[key] for key, name in checkpoint_key_map(model, checkpoint.tensors).items()}
-    for name, tied in get_tied_weights(model).items():
-        if name not in stored and tied in stored:
-            stored[name] = stored[tied]
+    for tied, source in get_tied_weights(model).items():
+        if tied not in stored and source in stored:
+            stored[tied] = stored[source]
     return stored
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ailora.atomic_io import write_json, write_reason
-from ailora.checkpoints.folder_lock import OWN_NAME, lock_folder, read_state_file
+from ailora.checkpoints.folder_lock import STATE_DIR_NAME, lock_folder, read_state_file
 from ailora.checkpoints.manifest import Manifest
 from ailora.checkpoints.output_path import resolve_output_path, validate_inputs_outside, validate_no_links
 from ailora.checkpoints.request import describe_differences, digest_request, read_file_state
@@ -32,7 +32,7 @@ class OutputDir:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = resolve_output_path(folder)
-        state_dir = self.folder / OWN_NAME
+        state_dir = self.folder / STATE_DIR_NAME
         self.parts = state_dir / "pieces"
         self.shards = state_dir / "shards"
         self._failed = state_dir / "failed.txt"
@@ -64,10 +64,11 @@ class OutputDir:
         marks = [str(mark.relative_to(self.folder)) for mark in (self._request, self._done)]
         with lock_folder(self.folder, content="output of this command", marks=marks, force=force):
             try:
-                state_dirs = [f"{OWN_NAME}/{folder.name}" for folder in (self.parts, self.shards)]
+                state_dirs = [f"{STATE_DIR_NAME}/{folder.name}" for folder in (self.parts, self.shards)]
                 validate_no_links(self.folder, [*self._writes, *state_dirs])
                 for folder in (self.parts, self.shards):
                     folder.mkdir(exist_ok=True)
+                # The round trip through JSON turns tuples into lists, so the request can equal a recorded request.
                 done = self._begin(json.loads(json.dumps(request)), force=force)
                 try:
                     yield done
@@ -131,12 +132,16 @@ class OutputDir:
         return all(path.is_file() and read_file_state(path) == state for path, state in paths.items())
 
     def _clear(self) -> None:
-        """Remove the output files of this request and of the recorded request. All other files stay."""
-        finished = (read_state_file(self._done) or {}).get("files")
-        outputs = {*self._writes, *(str(name) for name in (finished if isinstance(finished, dict) else ()))}
+        """Remove the output files of this request and of the finished request. All other files stay.
+
+        Raises:
+            InputError: The request writes a model, and the folder holds an additional safetensors file.
+        """
+        finished_files = (read_state_file(self._done) or {}).get("files")
+        outputs = {*self._writes, *(finished_files if isinstance(finished_files, dict) else ())}
         # Without an index, loaders read every safetensors file as a part of the model.
-        weights = any(name.endswith(".safetensors") and "adapter_model" not in name for name in self._writes)
-        for file in self.folder.glob("*.safetensors") if weights else ():
+        writes_model = any(name.endswith(".safetensors") and "adapter_model" not in name for name in self._writes)
+        for file in self.folder.glob("*.safetensors") if writes_model else ():
             if file.name not in outputs:
                 raise InputError(
                     f"{file} was not written by this command, and loaders might read it as a part of the model: move "
@@ -153,6 +158,7 @@ class OutputDir:
         self._done.unlink(missing_ok=True)
 
     def _tidy(self) -> None:
+        """Remove all state except `done.json`."""
         for folder in (self.parts, self.shards):
             shutil.rmtree(folder, ignore_errors=True)
         self._failed.unlink(missing_ok=True)
@@ -167,5 +173,5 @@ def validate_finished(folder: Path) -> None:
     Raises:
         InputError: The command was killed, or is running.
     """
-    if (folder / OWN_NAME / "request.json").is_file():
+    if (folder / STATE_DIR_NAME / "request.json").is_file():
         raise InputError(f"{folder} is not finished: repeat the command that began it")

@@ -29,24 +29,25 @@ def has_ailora_mark(file: Path) -> bool:
 
 
 def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path | str] = ()) -> Path:
-    """Refuse an output path that is no file, or whose file is an input or has no mark of ailora.
+    """Refuse an output path at which no file can be written, and an existing file without the mark of ailora.
 
     Args:
         file: File to write.
         force: Whether to accept a file without the mark.
-        reads: Input files and folders. A file without the mark in them is refused even with `force`.
+        reads: Input files and folders. An input without the mark is refused even with `force`.
 
     Returns:
         Path of the file, with `~` expanded.
 
     Raises:
-        InputError: The path is a folder, a link, an input, or a file without the mark; or the parent folder is missing.
+        InputError: The path is a folder, a link or a special file; the parent folder is missing; or the file exists
+            without the mark, and is an input or `force` is False.
     """
     output = resolve_output_path(file)
     with writing(output):
         _validate_place(output)
         if output.exists() and not has_ailora_mark(output):
-            _validate_unread(output, reads)
+            _validate_not_an_input(output, reads)
             if not force:
                 raise InputError(
                     f"{output} exists, and has no mark of ailora: choose another file, or use --force to replace it"
@@ -65,7 +66,7 @@ def _validate_place(output: Path) -> None:
         raise InputError(f"{output}: there is no folder {output.parent}")
 
 
-def _validate_unread(output: Path, reads: Iterable[Path | str]) -> None:
+def _validate_not_an_input(output: Path, reads: Iterable[Path | str]) -> None:
     for read in map(Path, reads):
         if read.is_dir() and output.resolve().is_relative_to(read.resolve()):
             raise InputError(f"{output} belongs to {read}, which is an input: choose another output")

@@ -15,6 +15,7 @@ from ailora.formatting import truncate
 _MAX_PATH_CHARS = 60
 #: Message in which safetensors and tokenizers, both written in Rust, report an error of the operating system.
 _RUST_OS_ERROR = re.compile(r"([^: ][^:]*) \(os error (\d+)\)")
+#: Errors of a full disk, an exhausted quota, a file size limit, a read-only file system and a defective disk.
 _REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -28,6 +29,7 @@ def resolve_output_path(path: Path | str) -> Path:
         raise InputError(f"expected a path to write to, got {path!r}")
     try:
         resolved = Path(path).expanduser()
+        # `lstat` raises for a path that cannot exist, for example because a name is too long or has a null byte.
         with suppress(FileNotFoundError, NotADirectoryError):
             resolved.lstat()
     except (OSError, ValueError, RuntimeError) as error:
@@ -62,8 +64,8 @@ def explain_failed_write(error: BaseException, folder: Path) -> str | None:
     """
     if isinstance(error, OSError):
         # A permission may also be missing for reading or downloading, so it counts only for paths below the folder.
-        is_output = str(error.filename).startswith(str(folder)) and error.errno in (errno.EACCES, errno.EPERM)
-        return error.strerror if is_output or error.errno in _REFUSED_WRITES else None
+        is_denied = error.errno in (errno.EACCES, errno.EPERM) and str(error.filename).startswith(str(folder))
+        return error.strerror if is_denied or error.errno in _REFUSED_WRITES else None
     if (refusal := _RUST_OS_ERROR.search(str(error))) and int(refusal[2]) in _REFUSED_WRITES:
         return refusal[1]
     # The zip writer of torch.save raises a RuntimeError without the reason.
@@ -85,6 +87,7 @@ def validate_inputs_outside(folder: Path, reads: Iterable[Path], writes: Iterabl
     """
     output_folders = {folder.resolve(), *((folder / name).parent.resolve() for name in writes)}
     for path in filter(Path.exists, reads):
+        # `named` differs from `real` if the input itself is a link.
         real, named = path.resolve(), path.parent.resolve() / path.name
         if output_folders & {real, *real.parents, *named.parents}:
             raise InputError(f"{path} is an input inside the output folder {folder}: choose another output folder")

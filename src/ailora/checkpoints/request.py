@@ -24,9 +24,9 @@ def describe_differences(requested: Mapping[str, object], recorded: Mapping[str,
     """
     requested_values, recorded_values = flatten(requested), flatten(recorded)
     names = sorted(requested_values.keys() | recorded_values.keys())
-    pairs = [(name, recorded_values.get(name), requested_values.get(name)) for name in names]
+    entries = [(name, recorded_values.get(name), requested_values.get(name)) for name in names]
     return "; ".join(
-        f"{name}: {_shorten(there)} there, {_shorten(now)} now" for name, there, now in pairs if there != now
+        f"{name}: {_shorten(there)} there, {_shorten(now)} now" for name, there, now in entries if there != now
     )
 
 
@@ -34,7 +34,10 @@ def flatten(value: object, prefix: str = "") -> dict[str, object]:
     """Flatten nested mappings: dotted key -> value that is not a mapping."""
     if not isinstance(value, Mapping):
         return {prefix: value}
-    return {k: v for key in value for k, v in flatten(value[key], f"{prefix}.{key}" if prefix else str(key)).items()}
+    flat: dict[str, object] = {}
+    for key, child in value.items():
+        flat |= flatten(child, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def _shorten(value: object) -> str:

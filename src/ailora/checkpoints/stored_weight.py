@@ -101,8 +101,8 @@ def _validate_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
     quantization = getattr(model.config, "quantization_config", None)
     if quantization is None:
         parameters = dict(model.named_parameters())
-        for name, module_name in checkpoint_key_map(model, checkpoint.tensors).items():
-            stored, parameter = checkpoint.tensors[name], parameters.get(module_name)
+        for name, parameter_name in checkpoint_key_map(model, checkpoint.tensors).items():
+            stored, parameter = checkpoint.tensors[name], parameters.get(parameter_name)
             if parameter is not None and stored.shape != tuple(parameter.shape):
                 raise ModelError(
                     f"{stored}: {file} gives the shape {tuple(parameter.shape)}. The configuration belongs to a "

@@ -63,7 +63,9 @@ class Verdict:
     def passed(self) -> bool:
         """Whether no check failed, and the check of the base weights or of the anchor passed."""
         results = {check.name: check.passed for check in self.checks}
-        return False not in results.values() and (results["base weights"] or results.get("anchor")) is True
+        # If the base weights cannot be compared, a matching anchor identifies them too.
+        is_identified = True in (results["base weights"], results.get("anchor"))
+        return is_identified and False not in results.values()
 
     def to_dict(self) -> dict[str, object]:
         """Return the verdict as plain data."""
@@ -73,7 +75,7 @@ class Verdict:
 def verify(adapter: Path | str, base: str) -> Verdict:
     """Check files, ranks, base weights, anchor and initial update of an adapter against a base model.
 
-    Of the base, only the adapted weights are read, and all tensors of files that contain a digest of their tensors.
+    Only the adapted weights of the base are read, and all tensors in files with a digest of their tensors.
 
     Args:
         adapter: Folder of an adapter, or of a run.
@@ -86,38 +88,42 @@ def verify(adapter: Path | str, base: str) -> Verdict:
         InputError: The adapter is damaged or has no metadata, or the base is not available locally.
         ModelError: A weight of the base is quantized or not finite.
     """
-    trained = AdapterCheckpoint.open(adapter)
-    if trained.metadata is None or trained.plan is None:
+    saved_adapter = AdapterCheckpoint.open(adapter)
+    if saved_adapter.metadata is None or saved_adapter.plan is None:
         raise InputError(
-            f"found no ailora.json for the adapter in {trained.folder} or its parent folders: without this file, the "
-            "plan to verify is unknown"
+            f"found no ailora.json for the adapter in {saved_adapter.folder} or its parent folders: without this file, "
+            "the plan to verify is unknown"
         )
-    checks = [_check_finite(trained), _check_digests(trained), _check_scalings(trained, trained.plan)]
+    checks = [
+        _check_finite(saved_adapter),
+        _check_digests(saved_adapter),
+        _check_scalings(saved_adapter, saved_adapter.plan),
+    ]
     try:
-        model, checkpoint, weights = open_adapted_base(base, trained)
+        model, checkpoint, weights = open_adapted_base(base, saved_adapter)
     # For a base model that lacks an adapted weight, the verdict is negative, and no error is raised.
     except ModelError as error:
         checks.append(Check("base weights", False, f"a different model: {error}"))
-        return Verdict(str(trained.folder), base, tuple(checks))
-    checks += [_check_targets(trained, model), _check_saved_modules(trained, model, checkpoint)]
-    checks.append(_check_base_weights(weights, trained, trained.plan, trained.metadata))
+        return Verdict(str(saved_adapter.folder), base, tuple(checks))
+    checks += [_check_targets(saved_adapter, model), _check_saved_modules(saved_adapter, model, checkpoint)]
+    checks.append(_check_base_weights(weights, saved_adapter, saved_adapter.plan, saved_adapter.metadata))
     # Anchors can be read only if all entries are finite.
     if checks[0].passed:
-        checks += _check_anchors(weights, trained, trained.plan)
-    return Verdict(str(trained.folder), base, tuple(checks))
+        checks += _check_anchors(weights, saved_adapter, saved_adapter.plan)
+    return Verdict(str(saved_adapter.folder), base, tuple(checks))
 
 
-def _check_finite(trained: AdapterCheckpoint) -> Check:
+def _check_finite(adapter: AdapterCheckpoint) -> Check:
     try:
-        trained.validate_finite()
+        adapter.validate_finite()
     except InputError as error:
         return Check("finite numbers", False, str(error))
-    return Check("finite numbers", True, f"{len(trained.tensors)} tensors")
+    return Check("finite numbers", True, f"{len(adapter.tensors)} tensors")
 
 
-def _check_digests(trained: AdapterCheckpoint) -> Check:
+def _check_digests(adapter: AdapterCheckpoint) -> Check:
     """Compare configuration and metadata with their digests. Changed weights are refused on opening."""
-    edited = find_edited_files(trained.folder, read_header(trained.folder / WEIGHTS_NAME))
+    edited = find_edited_files(adapter.folder, read_header(adapter.folder / WEIGHTS_NAME))
     if edited is None:
         return Check("digests", None, "the file has none: saved by PEFT, or by an earlier version")
     if edited:
@@ -125,47 +131,47 @@ def _check_digests(trained: AdapterCheckpoint) -> Check:
     return Check("digests", True, "all files are unchanged")
 
 
-def _check_scalings(trained: AdapterCheckpoint, plan: Plan) -> Check:
-    if trained.metadata and trained.metadata.exported:
-        return Check("ranks and scalings", None, f"an export of rank {trained.metadata.exported.rank}")
-    if mismatch := trained.find_scaling_mismatch(plan):
-        module, scaling, planned = mismatch
-        detail = f"{module} is scaled by {scaling:g} in {CONFIG_NAME}, but by {planned:g} in the plan"
+def _check_scalings(adapter: AdapterCheckpoint, plan: Plan) -> Check:
+    if adapter.metadata and adapter.metadata.exported:
+        return Check("ranks and scalings", None, f"an export of rank {adapter.metadata.exported.rank}")
+    if mismatch := adapter.find_scaling_mismatch(plan):
+        module, scaling, planned_scaling = mismatch
+        detail = f"{module} is scaled by {scaling:g} in {CONFIG_NAME}, but by {planned_scaling:g} in the plan"
         return Check("ranks and scalings", False, detail)
-    ranks = sorted({weights.rank for weights in trained.modules.values()})
-    return Check("ranks and scalings", True, f"{len(trained.modules)} modules, rank {', '.join(map(str, ranks))}")
+    ranks = sorted({weights.rank for weights in adapter.modules.values()})
+    return Check("ranks and scalings", True, f"{len(adapter.modules)} modules, rank {', '.join(map(str, ranks))}")
 
 
-def _check_targets(trained: AdapterCheckpoint, model: PreTrainedModel) -> Check:
+def _check_targets(adapter: AdapterCheckpoint, model: PreTrainedModel) -> Check:
     try:
-        validate_complete(trained, model)
+        validate_complete(adapter, model)
     except InputError as error:
         return Check("adapted modules", False, str(error))
-    return Check("adapted modules", True, f"{len(trained.modules)} modules, as in {CONFIG_NAME}")
+    return Check("adapted modules", True, f"{len(adapter.modules)} modules, as in {CONFIG_NAME}")
 
 
-def _check_saved_modules(trained: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> Check:
+def _check_saved_modules(adapter: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> Check:
     """Compare the shapes of fully fine-tuned modules with those in the model."""
     name = "saved modules"
-    if not trained.saved:
+    if not adapter.saved:
         return Check(name, None, "the adapter has none")
     try:
-        saved = find_saved_tensors(trained, model, checkpoint)
+        saved = find_saved_tensors(adapter, model, checkpoint)
     except ModelError as error:
         return Check(name, False, str(error))
-    if saved.vocabulary is not None:
+    if saved.vocab_size is not None:
         return Check(
             name,
             False,
-            f"the vocabulary was resized before training: call model.resize_token_embeddings({saved.vocabulary}) "
+            f"the vocabulary was resized before training: call model.resize_token_embeddings({saved.vocab_size}) "
             "before loading the adapter",
         )
     labels = "" if saved.label_count is None else f"; load the base with num_labels={saved.label_count}"
-    return Check(name, True, f"{len(trained.saved)} tensors fit{labels}")
+    return Check(name, True, f"{len(adapter.saved)} tensors fit{labels}")
 
 
 def _check_base_weights(
-    weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, plan: Plan, metadata: AdapterMetadata
+    weights: Mapping[str, StoredWeight], adapter: AdapterCheckpoint, plan: Plan, metadata: AdapterMetadata
 ) -> Check:
     """Compare the fingerprint of every adapted weight with the metadata."""
     name = "base weights"
@@ -174,14 +180,14 @@ def _check_base_weights(
         expected = metadata.fingerprints.get(module)
         stored = read_tensor(weights[module].tensor)
         same = None if expected is None else matches_fingerprint(stored, expected, group[0].projection.dtype)
-        if trained.needs_residual_weight(module):
+        if adapter.needs_residual_weight(module):
             if same:
                 return Check(name, False, f"{module} has its original weight, but the adapter needs residual weights")
         elif same is False:
             return Check(name, False, f"{module} differs from the weight for which the adapter was made")
-        # None: the base is stored in a narrower dtype, and lacks bits of the weight behind the fingerprint.
+        # None without a fingerprint, or if rounding to the dtype of the base may explain a difference.
         unknown += same is None
-    if trained.targets_residual_base:
+    if adapter.targets_residual_base:
         return Check(name, None, "residual weights have no fingerprint")
     if unknown:
         return Check(
@@ -190,19 +196,18 @@ def _check_base_weights(
     return Check(name, True, f"{len(plan.modules)} fingerprints agree")
 
 
-def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, plan: Plan) -> Iterator[Check]:
+def _check_anchors(weights: Mapping[str, StoredWeight], adapter: AdapterCheckpoint, plan: Plan) -> Iterator[Check]:
     """Compare the anchors with new decompositions, and check whether the update is zero."""
-    if trained.exported:
+    if adapter.exported:
         yield Check("anchor", None, "an export has none")
         return
-    if trained.targets_residual_base:
+    if adapter.targets_residual_base:
         yield Check("anchor", None, "a checkpoint in the residual form has none")
         return
     largest_error, failure, is_trained, count = 0.0, "", False, 0
     total = len(plan.adapters)
-    for stored in tqdm(
-        trained.read_projection_factors(plan), "verifying", total, unit="matrix", leave=False, disable=None
-    ):
+    factors = adapter.read_projection_factors(plan)
+    for stored in tqdm(factors, "verifying", total, unit="matrix", leave=False, disable=None):
         planned = stored.planned
         if planned.init.needs_anchor:
             count += 1
@@ -210,7 +215,9 @@ def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoi
             weight.validate_floating()
             error = _compute_anchor_error(stored, weight.to_matrix(read_tensor(weight.tensor)))
             largest_error = max(largest_error, error)
-            failure = failure or (f"{planned.projection.name}: {error:.1e} times the tolerance" if error > 1 else "")
+            if error > 1 and not failure:
+                failure = f"{planned.projection.name}: {error:.1e} times the tolerance"
+        # These factors are zero before training: `dA` and `dB` with an anchor, `B` without.
         update_factors = stored.deltas if stored.has_anchor else (stored.B,)
         is_trained = is_trained or any(bool(factor.any()) for factor in update_factors)
     detail = failure or f"{count} anchors, largest error {largest_error:.1e} times the tolerance"
@@ -242,7 +249,7 @@ def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
     if stored.covers_all_rows:
         B = select_rows(B, planned.projection)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
-    # In a half-precision file, the anchor is rounded.
+    # In a half-precision file, `A0`, `B` and `dB` are rounded, and `B0 = B - dB` has the errors of both.
     tolerance = _ANCHOR_TOLERANCE + 8 * stored.eps
     norm_error = max(
         _compute_relative_error(A.norm(dim=1), fresh.A.norm(dim=1)),

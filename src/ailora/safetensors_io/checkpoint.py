@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class Checkpoint:
             refuse_gguf(path)
             refuse_pickles(path)
             raise InputError(f"{path} holds no safetensors files")
-        _validate_all_shards(path, files)
+        _validate_shard_counts(path, files)
         return cls._from_files(path, files)
 
     def read(self, name: str) -> Tensor:
@@ -110,25 +111,30 @@ class Checkpoint:
     @classmethod
     def _from_index(cls, folder: Path, index: Path) -> Checkpoint:
         weight_map = _read_weight_map(index)
-        files = {name: _resolve_shard(folder, name, index) for name in dict.fromkeys(weight_map.values())}
+        files = {
+            file_name: _resolve_shard(folder, file_name, index) for file_name in dict.fromkeys(weight_map.values())
+        }
         checkpoint = cls._from_files(folder, list(files.values()), index)
-        for tensor, name in weight_map.items():
-            if tensor not in checkpoint.headers[name].tensors:
-                raise InputError(f"{index} says that tensor {tensor!r} is in {files[name]}, which does not contain it")
+        for name, file_name in weight_map.items():
+            if name not in checkpoint.headers[file_name].tensors:
+                raise InputError(
+                    f"{index} says that tensor {name!r} is in {files[file_name]}, which does not contain it"
+                )
         return checkpoint
 
 
-def _validate_all_shards(folder: Path, files: Sequence[Path]) -> None:
+def _validate_shard_counts(folder: Path, files: Sequence[Path]) -> None:
     """Refuse an incomplete set of shards in a folder without an index, for example after an interrupted download.
 
     Raises:
         InputError: The folder contains fewer shards than their names declare.
     """
     matches = [match for file in files if (match := _SHARD_NAME.fullmatch(file.name))]
-    for name, total in {(match[1], match[2]) for match in matches}:
-        count = sum((match[1], match[2]) == (name, total) for match in matches)
+    for (checkpoint_name, total), count in Counter((match[1], match[2]) for match in matches).items():
         if count < int(total):
-            raise InputError(f"{folder} holds {count} of the {int(total)} shards of {name}, and no {_INDEX_NAME}")
+            raise InputError(
+                f"{folder} holds {count} of the {int(total)} shards of {checkpoint_name}, and no {_INDEX_NAME}"
+            )
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:
@@ -148,7 +154,7 @@ def _resolve_shard(folder: Path, name: str, index: Path) -> Path:
             is missing.
     """
     # Indexes are often downloaded. Without these checks, an index could make ailora read any file on this machine.
-    if name in ("", ".", "..") or any(sign in name for sign in ("/", "\\", "\0", ":")):
+    if name in ("", ".", "..") or any(character in name for character in ("/", "\\", "\0", ":")):
         raise InputError(f"{index} points to {name[:200]!r}, outside its folder")
     if not name.endswith(".safetensors"):
         raise InputError(f"{index} points to {name[:200]!r}, which is not a safetensors file")

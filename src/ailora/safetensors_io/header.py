@@ -118,7 +118,7 @@ class Header:
     """Validated header of a safetensors file.
 
     Attributes:
-        tensors: Stored tensors by name, in the order of their bytes.
+        tensors: Stored tensors by name, in file order.
         metadata: Entry `__metadata__` of the header, from strings to strings.
     """
 
@@ -141,7 +141,7 @@ def read_header(file: Path) -> Header:
     """Read and validate the header of a safetensors file.
 
     Returns:
-        The header, with tensors in the order of their bytes.
+        The header, with tensors in file order.
 
     Raises:
         InputError: The file is missing or is not a regular file, or the header is invalid. The message names the file
@@ -216,7 +216,7 @@ def _parse_entry(name: str, entry: object, file: Path, data_start: int) -> Store
     if not _is_encodable(name):
         raise InputError(f"{where} has an invalid name: not encodable in UTF-8")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise InputError(f"{where} has no dtype, shape and data_offsets")
+        raise InputError(f"{where} has no dtype, no shape or no data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise InputError(f"{where} has the unknown dtype {str(dtype)[:40]!r}; expected one of {', '.join(DTYPE_BITS)}")
@@ -243,7 +243,8 @@ def _is_encodable(name: str) -> bool:
 
 
 def _is_size(value: object) -> bool:
-    # `type` instead of `isinstance`, because JSON's true is an `int` in Python.
+    # `type` instead of `isinstance`, because JSON's true is an `int` in Python. torch stores sizes as
+    # signed 64-bit integers.
     return type(value) is int and 0 <= value < 2**63
 
 

@@ -1,8 +1,8 @@
 """Read single tensors from a safetensors file, without the bytes of other tensors.
 
-Files are not memory-mapped. To read some tensors of a file, a map with readahead reads 1.4 times the requested bytes,
-and a map without readahead reads page by page, at a sixth of the speed. If the file shrinks, a map also kills the
-process.
+Files are not memory-mapped. To read some tensors of a file, a memory map with readahead reads 1.4 times the requested
+bytes, and a memory map without readahead reads page by page, at a sixth of the speed. If the file shrinks, access to a
+memory map also kills the process (SIGBUS).
 """
 
 from __future__ import annotations

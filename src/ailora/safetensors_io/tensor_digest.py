@@ -19,6 +19,7 @@ from ailora.safetensors_io.writer import TensorSpec, tensor_bytes, write_tensors
 #: Prefix of the digests' keys in the metadata of a header.
 DIGEST_PREFIX = "ailora_sha256:"
 _TENSORS_KEY = f"{DIGEST_PREFIX}tensors"
+#: Number of entries hashed at a time: at most 8 MiB.
 _BLOCK_ENTRIES = 2**20
 
 
@@ -66,9 +67,9 @@ def drop_digests(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def _hash_tensors(header: Header) -> str:
     """Hash names, dtypes, shapes and bytes of all tensors, independent of their order in the file."""
-    hashed = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, stored in sorted(header.tensors.items()):
-        hashed.update(json.dumps([name, stored.dtype, stored.shape]).encode())
+        sha256.update(json.dumps([name, stored.dtype, stored.shape]).encode())
         for block in read_blocks(stored, _BLOCK_ENTRIES):
-            hashed.update(tensor_bytes(block))
-    return hashed.hexdigest()
+            sha256.update(tensor_bytes(block))
+    return sha256.hexdigest()

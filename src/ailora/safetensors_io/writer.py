@@ -50,8 +50,8 @@ def write_tensors(
     Args:
         file: Path of the file.
         specs: Specs of the tensors, in file order.
-        tensors: Tensors in the order of `specs`, in any floating-point dtype. With a generator, only
-            one tensor is in memory at a time.
+        tensors: Tensors in the order of `specs`. Each is converted to the dtype of its spec. With a generator, only one
+            tensor is in memory at a time.
         metadata: Contents of the `__metadata__` entry. None means `{"format": "pt"}`, which transformers requires.
     """
     with replacing_file(file) as stream:
@@ -71,7 +71,7 @@ def header_bytes(tensors: Iterable[TensorSpec | StoredTensor], metadata: Mapping
 
     Args:
         tensors: Tensors of the file, in file order.
-        metadata: Contents of the `__metadata__` entry; transformers requires `{"format": "pt"}`.
+        metadata: Contents of the `__metadata__` entry; transformers requires `{"format": "pt"}`. None omits the entry.
 
     Returns:
         The bytes; their number is a multiple of eight.
@@ -81,7 +81,7 @@ def header_bytes(tensors: Iterable[TensorSpec | StoredTensor], metadata: Mapping
     for tensor in tensors:
         start, stop = stop, stop + tensor.nbytes
         entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, stop]}
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header_json = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     # The format recommends aligning data to eight bytes.
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    header_json += b" " * (-len(header_json) % 8)
+    return struct.pack("<Q", len(header_json)) + header_json
