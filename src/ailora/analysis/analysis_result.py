@@ -114,11 +114,11 @@ def validate_output_dir(out: Path | str, reads: Iterable[Path], *, force: bool) 
         Output folder with `~` expanded.
 
     Raises:
-        InputError: The path has no last name (`.`, `..`, `/`), is a file or is a link; the folder contains an input, or
-            files of another origin; or it contains an analysis, and `force` is False.
+        InputError: The path does not end with a name (`.`, `..`, `/`), is a file or is a link; the folder contains an
+            input, or files of another origin; or it contains an analysis, and `force` is False.
     """
     out = resolve_output_path(out)
-    # The folder is replaced by renaming a new folder beside it.
+    # A temporary folder beside `out` is later renamed to `out`, so `out` needs a name.
     if out.name in ("", ".."):
         raise InputError(f"expected the name of a folder to write, got {str(out)!r}")
     if out.is_symlink():

@@ -49,7 +49,7 @@ def direction_profile(update: WeightUpdate, directions: SingularDirections, rank
     Args:
         update: `dW` (out, in), or a gradient.
         directions: Singular directions of the base weight `W`.
-        rank: Width r of the principal bin and of the minor bin, at most half of the spectrum.
+        rank: Width r of the principal bin and of the minor bin. Limited to half of the spectrum.
 
     Yields:
         Row for each side and bin:
@@ -96,11 +96,11 @@ def enrichment(rows: pd.DataFrame) -> tuple[float, float, float]:
 
 
 def _cut_into_bins(count: int, rank: int) -> list[tuple[str, int, int]]:
-    """Return the bins (band, start, stop) of the indices 0 .. count, without empty middle bins."""
+    """Cut the indices 0 to count - 1 into bins (band, start, stop), without empty bins."""
     edges = [rank + round(i * (count - 2 * rank) / _MIDDLE_BINS) for i in range(_MIDDLE_BINS + 1)]
-    middle = [("middle", start, stop) for start, stop in pairwise(edges) if stop > start]
-    ends = [("principal", 0, rank), ("minor", count - rank, count)] if rank else []
-    return [*ends[:1], *middle, *ends[1:]]
+    middle = [("middle", start, stop) for start, stop in pairwise(edges)]
+    bins = [("principal", 0, rank), *middle, ("minor", count - rank, count)]
+    return [(band, start, stop) for band, start, stop in bins if stop > start]
 
 
 def _bin_row(side: str, band: str, start: int, stop: int, *, share: float, dimension: int) -> Row:

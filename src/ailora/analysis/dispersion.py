@@ -190,9 +190,9 @@ def model_distances(gram: LayerGram) -> Iterator[Row]:
         gram: Gram matrix of a role's weights.
 
     Yields:
-        Record for each pair of models that both update some modules: `cloud` (name of the point set), `models`,
-        `layer_indices` (layer of each of these modules), `by_layer` (distance in each of these modules), and `distance`
-        (mean distance) with its t-interval `low` and `high`.
+        Record for each pair of models that update at least one module in common: `cloud` (name of the point set),
+        `models`, `layer_indices` (layer of each common module), `by_layer` (distance in each common module), and
+        `distance` (mean distance) with its t-interval `low` and `high`.
     """
     index = {(point.model.name, point.projection.module): i for i, point in enumerate(gram.points)}
     models = [model for model in dict.fromkeys(model for model, _ in index) if model != "base"]
@@ -201,8 +201,10 @@ def model_distances(gram: LayerGram) -> Iterator[Row]:
         distances = []
         for module in modules:
             i, j, base = index[first, module], index[second, module], index["base", module]
-            square = max(gram.products[i, i] + gram.products[j, j] - 2 * gram.products[i, j], 0.0)
-            distances.append((float(square) / (float(gram.products[base, base]) or float("nan"))) ** 0.5)
+            # For equal weights, rounding can make the squared distance negative.
+            squared_distance = max(gram.products[i, i] + gram.products[j, j] - 2 * gram.products[i, j], 0.0)
+            squared_norm = float(gram.products[base, base]) or float("nan")
+            distances.append((float(squared_distance) / squared_norm) ** 0.5)
         if distances:
             low, high = mean_interval(distances)
             record = {"cloud": gram.name, "models": [first, second], "layer_indices": [*map(layer_index, modules)]}
@@ -224,6 +226,6 @@ def jackknife(statistic: Callable[..., float], *grams: np.ndarray) -> tuple[floa
         return value, float("nan"), float("nan")
     subsets = [np.delete(np.arange(count), i) for i in range(count)]
     values = np.array([statistic(*(gram[np.ix_(rows, rows)] for gram in grams)) for rows in subsets])
-    error = np.sqrt((count - 1) / count * ((values - values.mean()) ** 2).sum())
-    half = float(stats.t.ppf(0.975, count - 1)) * float(error)
-    return value, value - half, value + half
+    standard_error = np.sqrt((count - 1) / count * ((values - values.mean()) ** 2).sum())
+    half_width = float(stats.t.ppf(0.975, count - 1)) * float(standard_error)
+    return value, value - half_width, value + half_width

@@ -69,7 +69,8 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
     }
     if n >= _MIN_TSNE_POINTS and coordinates.shape[1] > 1:
         models = len({point.model.name for point in points})
-        # scikit-learn requires that the number of neighbours is below half the number of points.
+        # 5 is scikit-learn's default. The nearest points to a weight are often the same weight in other models, so
+        # twice the number of models also includes other layers. scikit-learn requires less than half of the points.
         neighbours = min(max(5, 2 * models), (n - 1) // 2)
         tsne, tsne_info = _tsne(coordinates, settings, neighbours)
         trust = float(trustworthiness(coordinates, pca, n_neighbors=neighbours))
@@ -117,8 +118,7 @@ def choose_perplexity(points: int, perplexity: float | None) -> float:
         perplexity: Requested perplexity, or None for the default.
 
     Returns:
-        Requested perplexity, limited to a third of the number of points. Without a request, a quarter of this number,
-        at most 30.
+        Requested perplexity, limited to (points - 1) / 3. Without a request, (points - 1) / 4, limited to 30.
     """
     return min(30.0, (points - 1) / 4) if perplexity is None else min(perplexity, (points - 1) / 3)
 
@@ -126,6 +126,7 @@ def choose_perplexity(points: int, perplexity: float | None) -> float:
 def _tsne(coordinates: np.ndarray, settings: AnalysisSettings, neighbours: int) -> tuple[np.ndarray, Row]:
     n = len(coordinates)
     perplexity = choose_perplexity(n, settings.perplexity)
+    # The scale does not matter for t-SNE, but scikit-learn stores squared distances in float32.
     scaled = coordinates / (coordinates.std() or 1.0)
     embeddings, divergences = [], []
     for seed in settings.seeds:
@@ -150,6 +151,8 @@ def _tsne(coordinates: np.ndarray, settings: AnalysisSettings, neighbours: int) 
 
 
 def _seed_agreement(embeddings: Sequence[np.ndarray]) -> float:
-    """Return the mean Spearman correlation between the distances in two embeddings (n, 2), or NaN without a pair."""
-    pairs = list(combinations([pdist(embedding) for embedding in embeddings], 2))
-    return float(np.mean([float(np.asarray(spearmanr(a, b))[0]) for a, b in pairs])) if pairs else float("nan")
+    """Return the mean Spearman correlation of distances over all pairs of embeddings (n, 2), or NaN without a pair."""
+    distances = [pdist(embedding) for embedding in embeddings]
+    # `spearmanr` returns the correlation and its p-value.
+    correlations = [float(np.asarray(spearmanr(a, b))[0]) for a, b in combinations(distances, 2)]
+    return float(np.mean(correlations)) if correlations else float("nan")

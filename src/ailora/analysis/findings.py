@@ -1,4 +1,8 @@
-"""Findings of an analysis as sentences: whether the paper's two observations hold for the analysed models."""
+"""Findings of an analysis as sentences: whether the paper's two observations hold for the analysed models.
+
+The observations are from the paper's Figure 1: query weights are dispersed over the layers and value weights
+concentrated, and the updates of query weights are larger. Further sentences are about directions and intruders.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,8 @@ def summarize_findings(
         List of sentences.
     """
     roles = [role.value for role in settings.roles]
-    compared = [role for role in roles if role in ("query", "value")] if {"query", "value"} <= set(roles) else roles
+    paper_roles = [role for role in roles if role in ("query", "value")]
+    compared = paper_roles if len(paper_roles) == 2 else roles
     sentences: list[str] = []
     if len(compared) > 1:
         role, other = compared[:2]
@@ -86,8 +91,8 @@ def _describe_distances(dispersion: Mapping[str, list[Row]], role: str, other: s
 
 def _describe_updates(deltas: pd.DataFrame, role: str, other: str) -> Iterator[str]:
     for model in deltas["model"].unique():
-        rows = [filter_rows(deltas, model=model, role=name) for name in (role, other)]
-        norms = pd.concat([mean_by(table, "layer", "norm") for table in rows], axis=1, join="inner")
+        tables = [filter_rows(deltas, model=model, role=name) for name in (role, other)]
+        norms = pd.concat([mean_by(table, "layer", "norm") for table in tables], axis=1, join="inner")
         # For unchanged weights, the ratio of norms or its logarithm is undefined.
         norms = norms.loc[(norms > 0).all(axis=1)]
         if norms.empty:
@@ -95,7 +100,7 @@ def _describe_updates(deltas: pd.DataFrame, role: str, other: str) -> Iterator[s
         a, b = norms.to_numpy().T
         comparative = _choose_comparative(mean_interval(np.log(a / b)), "larger", "smaller")
         # All numbers of the sentence are about the same layers.
-        relative = [table.loc[table["layer"].isin(norms.index), "relative"].mean(skipna=False) for table in rows]
+        relative = [table.loc[table["layer"].isin(norms.index), "relative"].mean(skipna=False) for table in tables]
         yield (
             f"{model}: |dW| of {role} is {comparative} than that of {other}: {a.mean():.3g} against {b.mean():.3g} "
             f"on average, larger in {(a > b).sum()} of {len(norms)} layers; relative to |W|, {relative[0]:.3g} against "
@@ -118,8 +123,8 @@ def _describe_directions(directions: pd.DataFrame, settings: AnalysisSettings) -
                 parts.append(f"{bins['share'].mean():.2%} {band} {side} ({factor:.2g}{interval})")
         if parts:
             yield (
-                f"{model}: share of the energy of the {update} of {role} in {settings.rank} directions of W, and times "
-                f"chance: {', '.join(parts)}."
+                f"{model}: share of the energy of the {update} of {role} in {settings.rank} directions of W, and in "
+                f"parentheses how many times chance: {', '.join(parts)}."
             )
 
 

@@ -130,11 +130,12 @@ def _split_heads(projection: Projection, heads: int | None) -> Iterator[tuple[in
 def _slice_rows(rows: Rows, start: int, stop: int) -> Rows:
     """Return the row ranges at positions `start` to `stop`, where positions count the rows of all ranges."""
     ranges, offset = [], 0
-    for first, last in rows:
-        low, high = max(start - offset, 0), min(stop - offset, last - first)
+    for range_start, range_stop in rows:
+        size = range_stop - range_start
+        low, high = max(start - offset, 0), min(stop - offset, size)
         if low < high:
-            ranges.append((first + low, first + high))
-        offset += last - first
+            ranges.append((range_start + low, range_start + high))
+        offset += size
     return tuple(ranges)
 
 
@@ -150,16 +151,18 @@ def compute_gram(base: BaseWeights, point_set: PointSet) -> np.ndarray:
     """
     points = point_set.points
     first = points[0]
-    # A block has stored rows, because these are contiguous in the file. For a transposed weight, they are columns (in).
+    # A block is a range of stored rows, because these are contiguous in the file. If the checkpoint stores a weight as
+    # (in, out), a stored row is a column of the weight (out, in).
     transposed = base.is_transposed(first.projection.module)
     width, height = first.projection.in_features, sum(stop - start for start, stop in first.rows)
-    steps, across = (width, height) if transposed else (height, width)
-    step = max(1, BLOCK_BYTES // (8 * len(points) * across))
+    num_stored_rows, row_length = (width, height) if transposed else (height, width)
+    # Entries of a block have 8 bytes in float64.
+    rows_per_block = max(1, BLOCK_BYTES // (8 * len(points) * row_length))
     products = torch.zeros(len(points), len(points), dtype=torch.float64)
-    starts = range(0, steps, step)
+    starts = range(0, num_stored_rows, rows_per_block)
     for start in tqdm(starts, f"distances of {point_set.name}", unit="block", leave=False, disable=None):
-        stop = min(start + step, steps)
-        block = torch.empty(len(points), (stop - start) * across, dtype=torch.float64)
+        stop = min(start + rows_per_block, num_stored_rows)
+        block = torch.empty(len(points), (stop - start) * row_length, dtype=torch.float64)
         parts = _read_columns(points, start, stop) if transposed else _read_rows(points, start, stop)
         for row, part in zip(block, parts, strict=True):
             row.copy_(part.reshape(-1))
@@ -183,4 +186,4 @@ def _read_columns(points: Sequence[Point], start: int, stop: int) -> Iterator[Te
         # A stored row has entries of all heads, and the points of these heads are adjacent: read their block once.
         if source != block_source:
             block, block_source = point.model.read_stored_rows(point.projection.module, start, stop), source
-        yield torch.cat([block[:, first:last] for first, last in point.rows], dim=1)
+        yield torch.cat([block[:, range_start:range_stop] for range_start, range_stop in point.rows], dim=1)

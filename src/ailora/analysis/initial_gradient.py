@@ -14,7 +14,7 @@ from ailora.recipes.run_folder import RunFolder
 from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
 
-#: Number of training batches over which the gradient is averaged.
+#: Number of training batches over which the gradient is averaged. Fewer batches are noisier, and more take longer.
 _NUM_BATCHES = 16
 
 
@@ -36,12 +36,14 @@ def initial_gradients(run: RunFolder, base: BaseWeights) -> dict[str, Tensor]:
     config = run.read_config()
     # Quantized weights cannot have gradients.
     recipe = make_recipe(config.model_copy(update={"quantization": None}))
-    # With the seed of the run, a new head has the same values as in the run.
+    # With the seed of the run, a new classification head has the same initial values as in the run.
     set_seed(config.training["seed"])
     model = recipe.load_model(resolve_model(config.model)).float().eval()
-    keys = checkpoint_key_map(model, Checkpoint.open(model_folder(base.path)).tensors)
+    parameter_names = checkpoint_key_map(model, Checkpoint.open(model_folder(base.path)).tensors)
     weights = {
-        module: model.get_parameter(keys[tensor.name]) for module, tensor in base.stored.items() if tensor.name in keys
+        module: model.get_parameter(parameter_names[tensor.name])
+        for module, tensor in base.stored.items()
+        if tensor.name in parameter_names
     }
     # Only analysed weights get gradients, because gradients of all weights would take as much memory as the model.
     model.requires_grad_(False)

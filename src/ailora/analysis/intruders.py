@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ailora.spectral import truncated_svd
 
-#: Number of principal vectors of the base for each tested vector. If they are not enough, all vectors are computed.
+#: Number of principal vectors of the base for each tested vector. This number suffices in most cases. In other cases,
+#: all vectors are computed.
 _CANDIDATES_PER_VECTOR = 4
 
 
@@ -59,9 +60,10 @@ def nearest_cosines(
     cosines = (base_vectors.principal.mT @ U).abs()
     best = cosines.amax(dim=0)
     residual_norms = (1 - cosines.square().sum(dim=0)).clamp_min(0).sqrt()
-    # A vector is decided if it matches a principal vector, or if its part outside the span of the principal vectors is
-    # too small to match any other vector. The full decomposition takes about ten times as long, and is computed only if
-    # a vector is undecided.
-    if bool(((best >= epsilon) | (residual_norms < epsilon)).all()):
+    # A vector is no intruder if it matches a principal vector. If it matches none, it is an intruder if its part
+    # outside the span of the principal vectors is too small to match any other vector. The full decomposition takes
+    # about ten times as long, and is computed only if a vector is in neither of these cases.
+    is_decided = (best >= epsilon) | (residual_norms < epsilon)
+    if bool(is_decided.all()):
         return best
     return (base_vectors.all.mT @ U).abs().amax(dim=0)

@@ -103,7 +103,7 @@ def _load_full(path: str, name: str, base: BaseWeights) -> FullModel:
 
 
 def _validate_same_architecture(model: nn.Module, path: str, base: BaseWeights) -> None:
-    """Validate that the model has as many projections of each analysed role as the base."""
+    """Validate that the model has as many projections as the base, for each analysed role that both models have."""
     # Comparing tensors is not enough: a model with more layers than the base has all tensors of the base.
     try:
         projections = find_projections(model, role_names=base.role_names)

@@ -155,7 +155,7 @@ class FinetunedModel(ModelWeights, ABC):
         """
 
     def anchored_factors(self, projection: Projection) -> ProjectionFactors | None:
-        """Return the factors of an anchored adapter, or None for a model without an anchor."""
+        """Return the factors of a projection in an anchored adapter, or None for a model without an anchor."""
 
 
 class FullModel(FinetunedModel):
@@ -177,7 +177,14 @@ class FullModel(FinetunedModel):
 
 
 class AdaptedModel(FinetunedModel):
-    """Weights of the base with an adapter: `dW = s B A`. The update has no rounding from merging."""
+    """Weights of the base with an adapter: `dW = s B A`. The update has no rounding from merging.
+
+    Args:
+        name: Name of the model in tables and charts.
+        base: Base model.
+        checkpoint: Adapter.
+        modules: Module of the base -> LoRA weights, whose `module` is the name in the model of the adapter's task.
+    """
 
     kind: ClassVar[str] = "adapter"
 
@@ -187,14 +194,14 @@ class AdaptedModel(FinetunedModel):
         super().__init__(name, {})
         self.checkpoint = checkpoint
         self._base = base
-        self._modules = modules
+        self._lora_weights = modules
         # Consecutive blocks of rows need the same factors. The cache is limited, because the factors of all layers may
         # not fit into memory. Factors stored in 16 bits take twice as many bytes in memory.
         largest = max((lora.A.nbytes + lora.B.nbytes for lora in modules.values()), default=1)
         self._factors = lru_cache(maxsize=max(1, _FACTOR_CACHE_BYTES // (2 * largest)))(self._read_factors)
 
     def has_weight(self, module: str) -> bool:
-        return module in self._modules
+        return module in self._lora_weights
 
     def read_stored_rows(self, module: str, start: int, stop: int) -> Tensor:
         base = self._base.read_stored_rows(module, start, stop)
@@ -210,13 +217,16 @@ class AdaptedModel(FinetunedModel):
         plan = self.checkpoint.plan
         if plan is None or self.checkpoint.exported:
             return None
-        module = self._modules[projection.module].module
-        factors = self.checkpoint.read_projection_factors(replace(plan, adapters=plan.modules[module]))
+        module = self._lora_weights[projection.module].module
+        # The plan of this module alone, so that only its factors are read.
+        module_plan = replace(plan, adapters=plan.modules[module])
+        factors = self.checkpoint.read_projection_factors(module_plan)
         return next((f for f in factors if f.planned.projection.role is projection.role and f.has_anchor), None)
 
     def validate_base_weight(self, module: str, weight: Tensor) -> None:
-        validate_base(self.checkpoint, self._modules[module].module, weight)
+        validate_base(self.checkpoint, self._lora_weights[module].module, weight)
 
     def _read_factors(self, module: str) -> tuple[Tensor, Tensor]:
-        A, B = self._modules[module].read_factors()
-        return A, B * self._modules[module].scaling
+        lora = self._lora_weights[module]
+        A, B = lora.read_factors()
+        return A, B * lora.scaling

@@ -39,5 +39,5 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Return the ends of the 95 % t-interval of a mean, or NaN for fewer than two values."""
     if len(values) < 2:
         return float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
+    half_width = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))
+    return float(np.mean(values)) - half_width, float(np.mean(values)) + half_width

@@ -25,7 +25,8 @@ from ailora.path_kind import PathKind, detect_path_kind, expand_home
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, parse_role
 
-#: Models with a larger median of `|dW| / |W|` may have a different base. For independent weights, the median is 1.4.
+#: Models with a larger median of `|dW| / |W|` may have a different base. For independent weights of equal norm, the
+#: median is about sqrt(2).
 _MIN_UNRELATED_UPDATE = 0.7
 
 
@@ -113,8 +114,8 @@ def _analyze(
         raise InputError(f"no weight of the base can be used: {'; '.join(tables.notes)}")
     point_sets = build_point_sets(base, models, settings, tables.damaged)
     # A single point cannot be embedded, because it has no distances.
-    grams = [(points, compute_gram(base, points)) for points in point_sets if len(points.points) > 1]
-    embeddings = [embed(points, products, settings) for points, products in grams]
+    grams = [(point_set, compute_gram(base, point_set)) for point_set in point_sets if len(point_set.points) > 1]
+    embeddings = [embed(point_set, products, settings) for point_set, products in grams]
     dispersion = measure_dispersion(grams)
     embedding_rows = [row for embedding in embeddings for row in embedding.rows]
     deltas, spectra = _to_frame(tables.deltas, ("norm", "relative")), _to_frame(tables.spectra, ())
@@ -136,8 +137,8 @@ def _analyze(
             *_describe_doubts(embeddings, deltas),
         ],
     }
-    frame = _to_frame(embedding_rows, ("cloud", "pca_x", "tsne_x"))
-    return Analysis(to_plain_data(info), frame, deltas, spectra, directions)
+    embedding_table = _to_frame(embedding_rows, ("cloud", "pca_x", "tsne_x"))
+    return Analysis(to_plain_data(info), embedding_table, deltas, spectra, directions)
 
 
 def _describe_doubts(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> Iterator[str]:

@@ -88,15 +88,23 @@ def _measure_projection(
     *,
     settings: AnalysisSettings,
 ) -> None:
-    """Add the rows of a projection: for the base weight (out, in) in its module, and for each model's update."""
-    rows = select_rows(weight, projection)
+    """Add the table rows of a projection: for the base model, and for each fine-tuned model.
+
+    Args:
+        tables: Tables to extend.
+        projection: Projection to measure.
+        weight: Whole base weight (out, in) of the projection's module.
+        models: Fine-tuned models that update the module.
+        settings: Settings of the analysis.
+    """
+    projection_weight = select_rows(weight, projection)
     columns = projection_columns(projection)
     rank = min(settings.rank, projection.max_rank)
-    bands = {band: truncated_svd(rows, rank, band) for band in ("principal", "minor")}
+    bands = {band: truncated_svd(projection_weight, rank, band) for band in ("principal", "minor")}
     # Decompose the base weight only once for all models.
-    base_vectors = LeftSingularVectors(rows, settings.top)
-    directions = SingularDirections.from_weight(rows) if settings.directions else None
-    values = torch.linalg.svdvals(rows.double()) if directions is None else directions.values
+    base_vectors = LeftSingularVectors(projection_weight, settings.top)
+    directions = SingularDirections.from_weight(projection_weight) if settings.directions else None
+    values = torch.linalg.svdvals(projection_weight.double()) if directions is None else directions.values
     norm = float(values.norm())
     tables.spectra.append(
         {"model": "base", **columns, **measure_spectrum(values, rank), **_NO_ANCHOR, "intruders": float("nan")}
@@ -116,7 +124,7 @@ def _measure_projection(
             for name, change in (("dW", update), ("gradient", gradient)):
                 profile = () if change is None else direction_profile(change, directions, rank)
                 tables.directions += [{"model": model.name, **columns, "update": name, **row} for row in profile]
-        changed = rows.double() + update.dense()
+        changed = projection_weight.double() + update.dense()
         cosines = nearest_cosines(base_vectors, changed, settings.epsilon)
         tables.spectra.append(
             {
@@ -240,13 +248,13 @@ _NO_ANCHOR: dict[str, float] = dict.fromkeys(("anchor", "moved_A", "moved_B"), f
 
 
 def _measure_anchor(model: FinetunedModel, projection: Projection) -> dict[str, float]:
-    """Measure the anchor, `|s B0 A0|`, and the distance of each factor from it, `|dA| / |A0|` and `|dB| / |B0|`."""
+    """Measure the anchor's norm `|s B0 A0|`, and the factors' relative changes `|dA| / |A0|` and `|dB| / |B0|`."""
     factors = model.anchored_factors(projection)
     if factors is None:
         return _NO_ANCHOR
     stats = compute_update_stats(factors)
-    numbers = {"anchor": stats.anchor_norm, "moved_A": stats.moved_A, "moved_B": stats.moved_B}
-    return {name: float("nan") if value is None else value for name, value in numbers.items()}
+    columns = {"anchor": stats.anchor_norm, "moved_A": stats.moved_A, "moved_B": stats.moved_B}
+    return {column: float("nan") if value is None else value for column, value in columns.items()}
 
 
 def _log_spaced_indices(count: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -65,21 +66,21 @@ def build_analysis_charts(analysis: Analysis) -> list[Chart]:
 def _embeddings(analysis: Analysis) -> Iterator[Plot]:
     for info in analysis.info["embedding"]:
         rows = filter_rows(analysis.embedding, cloud=info["cloud"])
-        point = "one head of one layer" if info["heads"] else "the weight of one layer"
-        point += ", before and after fine-tuning" if analysis.models else ""
+        point_meaning = "one head of one layer" if info["heads"] else "the weight of one layer"
+        point_meaning += ", before and after fine-tuning" if analysis.models else ""
         name, title = info["cloud"].replace(" ", "-"), f"of the {info['cloud']} weights"
         if "perplexity" in info:
             trust = info["tsne_trustworthiness"][str(info["seed"])]
             caption = (
-                f"A point is {point}. Perplexity {info['perplexity']:.3g}, seed {info['seed']}, trustworthiness "
-                f"{trust:.2f} (0.5 is chance); distances between clusters mean nothing."
+                f"A point is {point_meaning}. Perplexity {info['perplexity']:.3g}, seed {info['seed']}, "
+                f"trustworthiness {trust:.2f} (0.5 is chance); distances between clusters mean nothing."
             )
             axes = Axis("t-SNE 1"), Axis("t-SNE 2")
             yield Plot(f"tsne-{name}", f"t-SNE {title}", "points", *axes, _points(analysis, rows, "tsne"), caption)
-        across, up = info["explained"]
+        x_share, y_share = info["explained"]
         caption = (
-            f"A point is {point}. The axes hold {across:.1%} and {up:.1%} of the variance; distances are in the unit "
-            "of the weights."
+            f"A point is {point_meaning}. The axes hold {x_share:.1%} and {y_share:.1%} of the variance; distances are "
+            "in the unit of the weights."
         )
         axes = Axis("principal axis 1"), Axis("principal axis 2")
         yield Plot(f"pca-{name}", f"PCA {title}", "points", *axes, _points(analysis, rows, "pca"), caption)
@@ -146,10 +147,12 @@ def _update_shares(analysis: Analysis) -> Iterator[Plot]:
         if rows.empty:
             continue
         series = []
-        for style, (band, side) in enumerate((b, s) for b in ("principal", "minor") for s in ("left", "right")):
+        for style, (band, side) in enumerate(product(("principal", "minor"), ("left", "right"))):
             shares = rows.groupby("model")[f"{side}_{band}"].agg(["mean", "min", "max"]).reindex(models).dropna()
+            # The styles 0 to 3 are centred on 1.5, so the four points lie around the position of their model.
             x = [models.index(str(model)) + (style - 1.5) * _POINT_OFFSET for model in shares.index]
-            series.append(Series(f"{band}, {side}", x, *(shares[c].tolist() for c in shares), style=style))
+            mean, low, high = (shares[column].tolist() for column in ("mean", "min", "max"))
+            series.append(Series(f"{band}, {side}", x, mean, low, high, style=style))
         for style, side in enumerate(("left", "right"), start=len(series)):
             # Weights of a role may differ in shape, and then in chance.
             chance = mean_by(rows, "model", f"{side}_chance").reindex(models).dropna()
@@ -194,17 +197,18 @@ def _direction_profiles(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _direction_line(rows: pd.DataFrame, name: str, style: int) -> Series:
-    """Return a line through the enrichment of each bin, with x in the middle of the bin."""
+    """Return a line through the enrichment of each bin, with x at the centre of the bin."""
     # Directions outside the spectrum have no singular value, and so no place on the x-axis.
     inside = rows.loc[rows["band"] != "outside"]
-    # Weights of a role may differ in shape. The indices of a bin depend on the shape, its number in the band only for
-    # weights with fewer middle directions than middle bins.
-    sizes = inside.groupby("module")["stop"].transform("max")
+    # Weights of a role may differ in shape, and then have bins with different indices. So bins are matched by their
+    # number in the band, which is the same for all shapes, except for very small weights with fewer middle bins.
+    num_values = inside.groupby("module")["stop"].transform("max")
     bins = inside.assign(
-        middle=(inside["start"] + inside["stop"]) / (2 * sizes), number=inside.groupby(["module", "band"]).cumcount()
+        centre=(inside["start"] + inside["stop"]) / (2 * num_values),
+        number=inside.groupby(["module", "band"]).cumcount(),
     )
     groups = [group for _, group in bins.groupby(["band", "number"])]
-    points = sorted((float(group["middle"].mean()), *enrichment(group)) for group in groups)
+    points = sorted((float(group["centre"].mean()), *enrichment(group)) for group in groups)
     x, y, low, high = ([point[i] for point in points] for i in range(4))
     return Series(name, x, y, low, high, style=style)
 
@@ -249,20 +253,20 @@ def _spectra(analysis: Analysis) -> Iterator[Plot]:
 def _base_spectra(analysis: Analysis) -> Iterator[Plot]:
     """Chart energy in both bands, condition and stable rank of the base weights over layers."""
     rank, rows = analysis.info["settings"]["rank"], filter_rows(analysis.spectra, model="base")
-    for column, title, label, log, values in (
+    for column, title, label, log, caption_start in (
         ("principal", f"Energy in {rank} principal directions", "share of |W|²", False, "The largest"),
         ("minor", f"Energy in {rank} minor directions", "share of |W|²", True, "The smallest"),
         ("condition", "Condition", "largest / smallest singular value", True, "The spread of"),
         ("stable_rank", "Stable rank", "|W|² / largest²", False, "How evenly W is spread over"),
     ):
         series = _lines_by_role(analysis, rows, column)
-        caption = f"{values} singular values of the base's weights, layer by layer: {label}."
+        caption = f"{caption_start} singular values of the base's weights, layer by layer: {label}."
         name, axis = f"base-{column.replace('_', '-')}", Axis(label, log=log)
         yield _over_layers(name, f"{title} of W", axis, series, caption=caption)
 
 
 def _intruders(analysis: Analysis) -> Iterator[Plot]:
-    """Chart the mean number of intruder dimensions in a weight over all layers."""
+    """Chart the number of intruder dimensions in a weight, averaged over layers, for each model and role."""
     settings, models = analysis.info["settings"], analysis.models
     series = []
     for style, role in enumerate(analysis.roles):

@@ -82,8 +82,10 @@ class Series:
 
     def has_interval(self, i: int) -> bool:
         """Return whether the i-th point has a finite value and an interval with finite ends."""
-        ends = (self.low[i], self.y[i], self.high[i]) if len(self.low) else (None,)
-        return all(end is not None and math.isfinite(end) for end in ends)
+        if not len(self.low):
+            return False
+        values: list[float | None] = [self.low[i], self.y[i], self.high[i]]
+        return all(value is not None and math.isfinite(value) for value in values)
 
     def interval_runs(self) -> list[list[int]]:
         """Return all runs of consecutive points with intervals, each as a list of indices.
@@ -185,7 +187,7 @@ class ForestRow:
         low, high: Ends of the interval of the difference. Both None without an interval.
         margin: Half the width of the shaded range around 0. None for no shading.
         verdict: Verdict, written at the right.
-        is_decided: Whether the verdict decides, shown by a filled marker.
+        is_decided: Whether the verdict is not `undecided`. The marker is then filled.
         note: Text shown on hover.
         style: Index of colour and marker.
     """

@@ -59,7 +59,7 @@ _MARKERS = {
     "star": "*",
     "cross": "P",
 }
-#: A longer title of a panel is wrapped: it would reach into the next panel, or beyond the figure.
+#: Longest line of a panel's title. Longer lines would reach into the next panel, or beyond the figure.
 _TITLE_CHARACTERS = 54
 #: Format -> metadata that suppress the date. By default, matplotlib writes a date.
 _DATELESS: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
@@ -92,8 +92,8 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
     Raises:
         InputError: The suffix is unknown, or there are no charts.
     """
-    # An SVG must not contain control characters, and no format can contain the lone surrogates that stand for names of
-    # folders that are not UTF-8.
+    # An SVG must not contain control characters. No format can contain lone surrogates, by which Python represents the
+    # bytes of a file name that is not UTF-8.
     charts, title = _escape_texts(charts), escape_controls(title)
     suffix = file.suffix.removeprefix(".").lower()
     if suffix not in _DATELESS:
@@ -104,7 +104,8 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
     rows = -(-len(charts) // columns)
     with mpl.rc_context(_RC_PARAMS):
         # In inches: each line of a forest plot takes 0.2, and title and axis together take 1.
-        height = max(3.5, *(1 + 0.2 * len(chart.lines) for chart in charts if isinstance(chart, ForestPlot)), 0)
+        forest_heights = [1 + 0.2 * len(chart.lines) for chart in charts if isinstance(chart, ForestPlot)]
+        height = max([3.5, *forest_heights])
         # Figures are created without pyplot, because pyplot keeps all figures open and may start a window system.
         figure = Figure(figsize=(4.8 * columns, height * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -163,10 +164,11 @@ def _draw_plot(panel: Axes, chart: Plot) -> None:
 
 
 def _draw_legend(panel: Axes, chart: Plot, handles: Sequence[Any]) -> None:
-    # Points may fill the whole panel, and a legend inside would hide some points.
+    # A legend inside the panel would hide points, which may fill the whole panel. A long legend would also hide lines.
     is_outside = chart.kind == "points" or len(chart.series) > 6
     place: Any = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if is_outside else {}
-    # Matplotlib leaves out a series whose label begins with an underscore, so the names replace other labels.
+    # Matplotlib leaves out a series whose label begins with an underscore. So the legend is made with numbers as
+    # labels, and the names replace them afterwards.
     legend = panel.legend(handles, [str(number) for number in range(len(handles))], **place)
     for text, series in zip(legend.get_texts(), chart.series, strict=True):
         text.set_text(series.name)
@@ -189,6 +191,7 @@ def _set_axes(panel: Axes, chart: Plot) -> None:
             panel_axis.set_ticks(range(len(axis.categories)), list(axis.categories))
     if chart.x.categories:
         panel.set_xlim(-0.5, len(chart.x.categories) - 0.5)
+        # Longer names would overlap.
         if sum(map(len, chart.x.categories)) > 50:
             panel.tick_params("x", rotation=20)
     elif not chart.x.log and chart.has_whole_x:
@@ -241,7 +244,7 @@ def _draw_bars(panel: Axes, chart: Plot) -> list[BarContainer]:
     width = 0.8 / max(1, len(chart.series))
     for number, series in enumerate(chart.series):
         x = np.asarray(series.x, dtype=float) + (number - (len(chart.series) - 1) / 2) * width
-        hatch = 2 * HATCHES[number % len(HATCHES)]
+        hatch = 2 * HATCHES[number % len(HATCHES)]  # a repeated symbol makes the hatch denser
         heights = _with_gaps(series.y)
         handles.append(panel.bar(x, heights, width * 0.92, color=series.colour, hatch=hatch, edgecolor="white"))
         if len(series.low):

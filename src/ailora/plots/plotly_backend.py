@@ -29,7 +29,10 @@ from ailora.plots.plotly_traces import (
 _MAX_MARKERS = 40
 #: Largest total number of characters for which category names lie side by side. Longer names are listed vertically.
 _MAX_CATEGORY_CHARS = 48
-_HEIGHT_PX, _LEGEND_ROW_PX = 340, 22
+#: Height of a plot without its legend, of a row in the legend, and of a row in a heatmap.
+_HEIGHT_PX, _LEGEND_ROW_PX, _HEATMAP_ROW_PX = 340, 22, 22
+#: Approximate number of names in a row of the legend.
+_LEGEND_COLUMNS = 4
 
 
 def plotly_figure(chart: Chart) -> PlotlyFigure:
@@ -71,11 +74,12 @@ def _plot_figure(chart: Plot) -> PlotlyFigure:
     x = axis_layout(chart.x, [x for series in chart.series for x in series.x]) | {"zeroline": False}
     y = axis_layout(chart.y, []) | {"zeroline": chart.kind != "points" or bool(chart.x.categories)}
     height = MARGIN_PX + ROW_PX * len(chart.x.categories) * _rows_per_category(chart) if horizontal else _HEIGHT_PX
+    legend_rows = math.ceil(len(chart.series) / _LEGEND_COLUMNS) if chart.has_legend else 0
     layout: Json = {
         "xaxis": y | {"nticks": 5, "tickangle": 0} if horizontal else x,
         "yaxis": _first_on_top(x, chart.x) | {"title": {"text": ""}} if horizontal else y,
         "showlegend": chart.has_legend,
-        "height": height + _LEGEND_ROW_PX * math.ceil(len(chart.series) / 4 if chart.has_legend else 0),
+        "height": height + _LEGEND_ROW_PX * legend_rows,
         "hovermode": "closest",
     }
     if chart.shaded is not None:
@@ -89,7 +93,7 @@ def _plot_figure(chart: Plot) -> PlotlyFigure:
 
 
 def _is_horizontal(chart: Plot) -> bool:
-    """Return whether category names are too long to be written side by side."""
+    """Return whether the category names, or a single name, are too long to be written side by side."""
     lengths = [len(name) for name in chart.x.categories]
     return bool(lengths) and (sum(lengths) > _MAX_CATEGORY_CHARS or max(lengths) > _MAX_CATEGORY_CHARS // 3)
 
@@ -112,6 +116,7 @@ def _category_shift(chart: Plot, number: int) -> float:
     # Charts with fractional coordinates have shifted their points already.
     if any(x != round(x) for series in chart.series for x in series.x):
         return 0.0
+    # The categories have a distance of 1. All series together take 0.6 of it, which leaves a gap between categories.
     return (number - (len(chart.series) - 1) / 2) * 0.6 / len(chart.series)
 
 
@@ -178,7 +183,8 @@ def _hover_template(chart: Plot, series: Series, *, horizontal: bool) -> str:
 
 
 def _hover_format(*, is_whole: bool) -> str:
-    """Return d3's format: four digits, but all digits of whole numbers, of which four would be shown as 1.235e+4."""
+    """Return the d3 format of a number: four significant digits, or all digits of a whole number."""
+    # With four significant digits, 12345 would be shown as 1.235e+4.
     return ",d" if is_whole else ".4~g"
 
 
@@ -209,7 +215,7 @@ def _heatmap_figure(chart: Heatmap) -> PlotlyFigure:
     layout: Json = {
         "xaxis": axis_layout(x, []) | bare,
         "yaxis": _first_on_top(axis_layout(y, []), y) | bare,
-        "height": max(_HEIGHT_PX - 40, MARGIN_PX + 22 * len(chart.rows)),
+        "height": max(_HEIGHT_PX - 40, MARGIN_PX + _HEATMAP_ROW_PX * len(chart.rows)),
         "showlegend": False,
     }
     return {"data": [trace], "layout": layout}

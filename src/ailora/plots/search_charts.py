@@ -14,7 +14,7 @@ def candidate_chart(candidates: Sequence[Mapping[str, object]], step: int, *, me
     Args:
         candidates: Value of `candidates` in `tune.json`.
         step: Last step of the first rung.
-        metric: Name of the metric that ranked candidates there, such as `loss`.
+        metric: Name of the metric that ranked candidates in the first rung, such as `loss`.
 
     Yields:
         The chart, if a candidate has a value.

@@ -130,27 +130,29 @@ def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
         if not rates:
             continue
         has_best = any(against.difference is not None for against in shared.values())
+        categories = [*map(format_lr, rates), "own best"] if has_best else [*map(format_lr, rates)]
+        shading_note = " Shaded: each method at its own best rate." if has_best else ""
+        # Shifts along x, which place the methods side by side in a category.
+        shifts = {c: (i - (len(shared) - 1) / 2) * _CLUSTER_WIDTH / len(shared) for i, c in enumerate(shared)}
         better = "above" if comparison.design.larger_is_better(base) else "below"
         yield Plot(
             name=chart_name("shared-rates", base.label),
             title=_title(f"Minus {base.method} at shared rates", base.label),
             kind="points",
-            x=Axis("learning rate", categories=(*map(format_lr, rates), *["own best"] * has_best)),
+            x=Axis("learning rate", categories=tuple(categories)),
             y=Axis(f"difference of {comparison.design.metric_label(base)}"),
             series=tuple(
                 _series(
                     condition.method_label(base),
-                    _by_category(against, rates, (number - (len(shared) - 1) / 2) * _CLUSTER_WIDTH / len(shared)),
+                    _by_category(against, rates, shifts[condition]),
                     _shared_rate_notes(against),
                     method_style(comparison, condition),
                 )
-                for number, (condition, against) in enumerate(shared.items())
+                for condition, against in shared.items()
             ),
             caption="Differences at each learning rate run by both methods, paired by seed; the 95 % t-interval where "
             f"there are at least {_MIN_INTERVAL_SEEDS} seeds. Points {better} 0 are better than {base.method}. If "
-            "points change sides, the shared rate decides which method seems better."
-            + " Shaded: each method at its own best rate."
-            * has_best,
+            f"points change sides, the shared rate decides which method seems better.{shading_note}",
             shaded=(len(rates) - 0.5, len(rates) + 0.5) if has_best else None,
         )
 
@@ -181,6 +183,7 @@ def convergence_charts(comparison: Comparison) -> Iterator[Plot]:
     """Chart the validation loss and the deciding metric over steps, at each method's best rate."""
     for base, others in comparison.by_baseline():
         for metric in dict.fromkeys(("loss", comparison.design.metric(base))):
+            # A point holds a step and the values of all seeds, equally many at every step. A single seed has no range.
             series = tuple(
                 Series(
                     name=condition.method_label(base),
@@ -237,6 +240,7 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
                     name=label or title,
                     x=list(range(len(methods))),
                     y=[costs.get((label, method), math.nan) for method in methods],
+                    # A series is a task and setting here. Style 0 is avoided, because it means the baseline elsewhere.
                     style=(number + 2) % 8,
                 )
                 for number, label in enumerate(labels)
@@ -246,13 +250,13 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
 
 
 def _score_series(comparison: Comparison, name: str, conditions: Mapping[float, Condition]) -> Series:
-    """Return a method's scores as a series, with the conditions at the given x."""
+    """Return a method's scores as a series. `conditions` maps each x to a condition of the method."""
     results = {x: comparison.results[conditions[x]] for x in sorted(conditions)}
     scores = {x: result.score for x, result in results.items() if result.score is not None}
     notes = [
-        f"best rate {format_lr(r.search.best)}; {pluralize(len(r.at_best), 'seed')}"
-        for r in results.values()
-        if r.score
+        f"best rate {format_lr(result.search.best)}; {pluralize(len(result.at_best), 'seed')}"
+        for result in results.values()
+        if result.score is not None
     ]
     return _series(name, scores, notes, method_style(comparison, next(iter(conditions.values()))))
 

@@ -29,7 +29,7 @@ def forest_charts(comparison: Comparison) -> Iterator[ForestPlot]:
             continue
         methods = {condition.method for condition in conditions}
         subject = f"{next(iter(methods))} against {design.baseline}" if len(methods) == 1 else ""
-        rows = tuple(_forest_row(comparison, condition, only_method=bool(subject)) for condition in conditions)
+        rows = tuple(_forest_row(comparison, condition, has_one_method=bool(subject)) for condition in conditions)
         shaded = "Shaded: the margin of equivalence. " if any(row.margin is not None for row in rows) else ""
         better = "larger" if larger_is_better else "smaller"
         yield ForestPlot(
@@ -42,14 +42,15 @@ def forest_charts(comparison: Comparison) -> Iterator[ForestPlot]:
         )
 
 
-def _forest_row(comparison: Comparison, condition: Condition, *, only_method: bool) -> ForestRow:
-    """Return the row of a condition. If the chart has a single method, rows are named after task and setting."""
+def _forest_row(comparison: Comparison, condition: Condition, *, has_one_method: bool) -> ForestRow:
+    """Return the row of a condition. If the chart has one method, the row is named after task and setting."""
     against, base = comparison.against_baseline[condition], comparison.design.baseline_for(condition)
     assert against.difference is not None
     estimate, verdict = against.difference.estimate, against.verdict or ""
     return ForestRow(
-        group="" if only_method else base.label,
-        label=(only_method and base.label) or condition.method_label(base),
+        group="" if has_one_method else base.label,
+        # Without several tasks and settings, the base has an empty label.
+        label=base.label if has_one_method and base.label else condition.method_label(base),
         value=estimate.mean,
         low=estimate.low,
         high=estimate.high,

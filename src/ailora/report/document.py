@@ -118,8 +118,8 @@ class Chapter:
     """Chapter of a page: a study, an analysis, or runs.
 
     Attributes:
-        title: Name of the study, the analysis or the run.
-        kind: Kind of the content.
+        title: Name of the study, the analysis or the run, or the number of runs.
+        kind: Kind of the content. `runs` is a comparison of several runs.
         sections: Sections of the chapter, the summary first.
     """
 

@@ -19,10 +19,13 @@ _MIN_PAIRS = 4
 
 
 def init_pair(adapter: AdapterConfig) -> tuple[str, str] | None:
-    """Return the names of the inits of query and value, or None if the adapter has no such pair.
+    """Return the names of the inits of query and value.
 
     Args:
         adapter: The adapter section of a configuration.
+
+    Returns:
+        The paper's names, `frozen` for a role that is not adapted. None if the adapter has other roles or other inits.
     """
     method = adapter.method
     if not isinstance(method, AiloraPolicy):
@@ -72,7 +75,7 @@ def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heatmap]:
 
 
 def _pairs(comparison: Comparison, base: Condition) -> dict[tuple[str, str], Condition]:
-    """Map each pair to its first method, among the methods that differ from the baseline in the pair only."""
+    """Map each pair to the first condition with these inits and otherwise the baseline's adapter options."""
     design = comparison.design
     baseline_options = _other_options(design.base_config(base).adapter)
     pairs: dict[tuple[str, str], Condition] = {}

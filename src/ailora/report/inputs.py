@@ -56,7 +56,7 @@ def find_read_paths(path: Path, scale: str | None) -> list[Path]:
         scale: Name of an entry below `scales:` of the study file.
     """
     if path.is_file():
-        # The page names an invalid study file as a missing part.
+        # An invalid study file is no error here: `build_page` adds it to the problems of the page.
         with suppress(AiloraError, OSError):
             return [path, *find_inputs(load_study_config(path, scale=scale))]
     return [path]

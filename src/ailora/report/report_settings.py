@@ -65,8 +65,9 @@ def _shared(configs: Sequence[Config]) -> dict[str, object]:
     shared: dict[str, object] = {}
     for key, value in configs[0].items() if configs else ():
         values = [config.get(key) for config in configs]
+        sections = [value for value in values if isinstance(value, Mapping)]
         if all(other == value for other in values):
             shared[key] = value
-        elif (parts := [value for value in values if isinstance(value, Mapping)]) and len(parts) == len(configs):
-            shared |= {key: below} if (below := _shared(parts)) else {}
+        elif len(sections) == len(configs) and (shared_section := _shared(sections)):
+            shared[key] = shared_section
     return shared

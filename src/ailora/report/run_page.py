@@ -61,7 +61,7 @@ def run_chapter(runs: Sequence[Run]) -> Chapter:
         The chapter, with the summary first.
     """
     several = len(runs) > 1
-    # Before the summary: predictions that cannot be read add a note to it.
+    # Built before the summary, which shows the notes of runs: unreadable predictions add a note to their run.
     confusion = Charts(tuple(_confusion_charts(runs)))
     curves = (
         *validation_curves({run.name: run.history for run in runs}),

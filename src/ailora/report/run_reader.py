@@ -53,7 +53,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, Record]:
         """Metrics of the result: split -> metric -> value."""
-        # Readers of a result check its keys, not the types of their values.
+        # `RunFolder.read_result` validates the keys of the result, but not the types of the values.
         metrics = self.result.get("metrics")
         splits = metrics.items() if isinstance(metrics, dict) else ()
         return {split: values for split, values in splits if isinstance(values, dict)}

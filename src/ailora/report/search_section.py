@@ -26,18 +26,18 @@ def search_blocks(search: Mapping[str, object]) -> Iterator[Block]:
         The sentences, the chart and the tables of the search.
     """
     candidates, rungs = _records(search.get("candidates")), _records(search.get("rungs"))
-    # Searches of earlier versions name no metrics of rungs: the goal ranked all of them.
+    # Files of earlier versions name no metric for a rung, because the goal ranked the candidates of all rungs.
     metrics = {
         step: str(rung.get("metric", search.get("goal"))) for rung in rungs if isinstance(step := rung.get("step"), int)
     }
     if not candidates or not metrics:
         return
-    first = next(iter(metrics))
+    first_step = next(iter(metrics))
     sentences = search.get("sentences")
     yield Paragraphs(tuple(map(str, sentences)) if isinstance(sentences, list) else ())
-    yield Charts(tuple(candidate_chart(candidates, first, metric=metrics[first])))
+    yield Charts(tuple(candidate_chart(candidates, first_step, metric=metrics[first_step])))
     if importances := [i for record in _records(search.get("importances")) if (i := Importance.from_dict(record))]:
-        yield _importance_table(importances, first, metrics[first])
+        yield _importance_table(importances, first_step, metrics[first_step])
     yield _candidate_table(candidates, metrics)
 
 
@@ -45,14 +45,14 @@ def _candidate_table(candidates: Sequence[Mapping[str, object]], metrics: Mappin
     rows: list[tuple[str, ...]] = []
     for candidate in candidates:
         values = candidate.get("values")
-        reached = values if isinstance(values, dict) else {}
+        values_by_step = values if isinstance(values, dict) else {}
         roles = format_value(candidate.get("roles"))
         settings = (format_value(candidate.get("policy")), roles, format_value(candidate.get("rank")))
         # Keys of JSON are strings.
-        at_steps = (format_value(reached.get(str(step))) for step in metrics)
+        value_cells = (format_value(values_by_step.get(str(step))) for step in metrics)
         parameters = format_value(candidate.get("trainable_parameters"))
         error = format_value(candidate.get("error"))
-        rows.append((*settings, format_lr(candidate.get("learning_rate")), parameters, *at_steps, error))
+        rows.append((*settings, format_lr(candidate.get("learning_rate")), parameters, *value_cells, error))
     headings = (f"{metric.replace('_', ' ')}, step {step:,}" for step, metric in metrics.items())
     columns = ("init", "roles", "rank", "learning rate", "parameters", *headings, "error")
     notes = ("A candidate without a value was dropped before that step.",)

@@ -49,8 +49,8 @@ _HIDDEN_COLUMNS = (
     "folder",
 )
 _EXCLUDED_NOTE = (
-    "On its task and setting, a method's learning rate cannot become the best rate if a trial failed or was pruned "
-    "whose seed is one of those that choose the rates. Trials with later or extra seeds do not exclude a rate."
+    "On a task and setting, a learning rate cannot become a method's best rate if one of its trials with a seed that "
+    "chooses rates failed or was pruned. Trials with later or extra seeds do not exclude a rate."
 )
 _MAX_ERROR_CHARS = 2000
 _MAX_CELL_CHARS = 160
@@ -139,7 +139,7 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
 
 
 def _describe_seeds(design: StudyDesign, trials: Sequence[Trial]) -> str:
-    """Return the number of seeds; while it may grow until every comparison is decided, also the number that ran."""
+    """Return the number of planned seeds. A sequential study may end with fewer, so add the number that ran so far."""
     planned = len(design.seeds)
     done = len({trial.spec.seed for trial in trials if trial.status is Status.COMPLETE})
     if not isinstance(design.config.seeds, SequentialSeeds) or done >= planned:

@@ -33,7 +33,7 @@ def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelectio
         design: The design of the study.
 
     Returns:
-        The selected trials; if none of them is complete, the newest trials of other versions.
+        The selected trials. If none of them is complete, but trials of other versions are, the newest of the latter.
     """
     stored = list(trials)
     selected = design.keys.matching_trials(stored)
