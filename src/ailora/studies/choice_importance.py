@@ -1,4 +1,8 @@
-"""Importance of choices: the share of the variance between results explained by each choice."""
+"""Importance of choices: the share of the variance between results explained by each choice.
+
+A choice is a hyperparameter that differs between the results of a study or a search, such as the method, the learning
+rate or the rank.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ _MIN_RESULTS = 8
 #: A forest on more results takes a second, and its shares differ little from those of a sample of this size.
 _MAX_RESULTS = 100
 _RESAMPLES = 20
+#: With Optuna's default of 64 trees, the 21 forests on 100 results take 15 s instead of 3 s.
 _TREES = 16
 #: Quantiles over resamples at the ends of the 80 % intervals.
 _QUANTILES = (0.1, 0.9)
@@ -64,7 +69,7 @@ def measure_importance(settings: Sequence[Mapping[str, float | str]], values: Se
     """Measure the importance of each choice by functional ANOVA of a random forest (Hutter et al. 2014).
 
     Args:
-        settings: Choices of each result by name; numbers are learning rates.
+        settings: For each result, name of a choice -> its value; numbers are learning rates.
         values: Results, a number for each of `settings`; values that are not finite are left out.
 
     Returns:
@@ -72,22 +77,22 @@ def measure_importance(settings: Sequence[Mapping[str, float | str]], values: Se
         results, or if all are equal up to rounding.
     """
     generator = np.random.default_rng(_SEED)
-    finite = [i for i, value in enumerate(values) if math.isfinite(value)]
-    if len(finite) > _MAX_RESULTS:
-        finite = sorted(generator.choice(finite, _MAX_RESULTS, replace=False))
-    settings, values = [settings[i] for i in finite], [values[i] for i in finite]
+    indices = [i for i, value in enumerate(values) if math.isfinite(value)]
+    if len(indices) > _MAX_RESULTS:
+        indices = sorted(generator.choice(indices, _MAX_RESULTS, replace=False))
+    settings, values = [settings[i] for i in indices], [values[i] for i in indices]
     if len(values) < _MIN_RESULTS or _are_equal(values):
         return []
-    distributions = {name: _distribution([s[name] for s in settings]) for name in settings[0]}
+    distributions = {name: _build_distribution([s[name] for s in settings]) for name in settings[0]}
     distributions = {name: d for name, d in distributions.items() if not d.single()}
-    shares = _explained(settings, values, distributions)
+    shares = _compute_shares(settings, values, distributions)
     resampled: list[dict[str, float]] = []
     # With few results, a forest fits noise too: the spread over resamples shows how much.
     for _ in range(_RESAMPLES):
         rows = generator.integers(len(values), size=len(values))
         drawn = [values[i] for i in rows]
         if not _are_equal(drawn):
-            resampled.append(_explained([settings[i] for i in rows], drawn, distributions))
+            resampled.append(_compute_shares([settings[i] for i in rows], drawn, distributions))
     importances: list[Importance] = []
     for name, share in shares.items():
         low, high = np.quantile([sample[name] for sample in resampled], _QUANTILES)
@@ -118,7 +123,7 @@ def _are_equal(values: Sequence[float]) -> bool:
     return max(values) - min(values) <= ROUNDING * max(map(abs, values))
 
 
-def _distribution(values: Sequence[float | str]) -> BaseDistribution:
+def _build_distribution(values: Sequence[float | str]) -> BaseDistribution:
     numbers = [value for value in values if not isinstance(value, str)]
     if len(numbers) == len(values):
         # Numbers are learning rates, and these differ by factors.
@@ -126,16 +131,17 @@ def _distribution(values: Sequence[float | str]) -> BaseDistribution:
     return CategoricalDistribution(sorted({str(value) for value in values}))
 
 
-def _explained(
+def _compute_shares(
     settings: Sequence[Mapping[str, float | str]],
     values: Sequence[float],
     distributions: Mapping[str, BaseDistribution],
 ) -> dict[str, float]:
-    """Return the share of the variance explained by each choice alone."""
+    """Compute the share of the variance explained by each choice alone."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Optuna's evaluator takes a study; this study stays in memory.
     study = optuna.create_study()
-    # Optuna subtracts squared means from mean squares: without a standard scale, small differences have no variance.
+    # Optuna computes a variance as the mean square minus the squared mean: without standardization, rounding would hide
+    # small differences.
     standardized = (np.array(values) - np.mean(values)) / np.std(values)
     for setting, value in zip(settings, standardized.tolist(), strict=True):
         params = {name: setting[name] for name in distributions}

@@ -36,8 +36,8 @@ class BaselineComparison:
             on, a t-interval before. None without a seed in common.
         judgement: Verdict at the latest look; None before the first look, or without a seed in common.
         bootstrap: Bootstrap interval of the difference, over seeds and examples; None without stored predictions.
-        time_to_loss: Time until the method has the baseline's final validation loss; None without evaluations.
-        shared_rates: Differences at the rates run by both, and the factor between their curves.
+        time_to_loss: Time until the method reaches the baseline's final validation loss; None without evaluations.
+        shared_rates: Differences at the rates run by both, and the learning rate factor between their curves.
     """
 
     difference: Difference | None
@@ -99,18 +99,21 @@ class Comparison:
 
     @functools.cached_property
     def importances(self) -> dict[str, list[Importance]]:
-        """Task -> importance of each choice for the validation score at each setting and rate.
+        """Task -> importance of each choice, measured from the validation scores of all settings and rates.
 
-        The score is the mean over the selection seeds that have run at all settings and rates of the task.
+        A score is the mean over the selection seeds that have run at all settings and rates of the task.
         """
         importances: dict[str, list[Importance]] = {}
         for task in dict.fromkeys(condition.task for condition in self.results):
             settings: list[dict[str, float | str]] = []
             scores: list[float] = []
             conditions = [c for c in self.results if c.task == task]
-            by_rate = [scores for c in conditions for scores in self.results[c].selection_scores.values() if scores]
-            seeds = [seed for seed in self.design.selection_seeds if all(seed in scores for scores in by_rate)]
-            for condition in conditions if seeds else ():
+            curves = [self.results[c].selection_scores for c in conditions]
+            scored = [by_seed for curve in curves for by_seed in curve.values() if by_seed]
+            seeds = [seed for seed in self.design.selection_seeds if all(seed in by_seed for by_seed in scored)]
+            if not seeds:
+                continue
+            for condition in conditions:
                 values = condition.values
                 # A method without use for a grid key has no value for the key.
                 grid = {setting_name(key): str(values.get(key, "none")) for key in self.design.config.grid}
@@ -130,7 +133,7 @@ class Comparison:
             "looks": list(self.design.looks.counts),
             "average_ranks": self.average_ranks,
             "importances": {task: [i.to_dict() for i in importances] for task, importances in self.importances.items()},
-            "groups": [_finite(self._condition_dict(condition)) for condition in self.results],
+            "groups": [_replace_nonfinite(self._condition_dict(condition)) for condition in self.results],
         }
 
     def _condition_dict(self, condition: Condition) -> dict[str, object]:
@@ -181,16 +184,17 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
         c: collect_method_result(c, trials, design, scores[c], n_seeds=looks.n_seeds[c]) for c in design.conditions
     }
     pairs = {c: design.baseline_for(c) for c in design.conditions if c.method != design.baseline}
-    against_baseline = {
-        condition: BaselineComparison(
-            difference=(difference := _difference(results[condition], results[base], looks.judgements.get(condition))),
-            judgement=looks.judgements.get(condition),
-            bootstrap=bootstrap_score_difference(results[condition], results[base], design) if bootstrap else None,
-            time_to_loss=measure_time_to_loss(results[condition], results[base], trials),
-            shared_rates=compare_shared_rates(results[condition], results[base], difference, design),
+    against_baseline: dict[Condition, BaselineComparison] = {}
+    for condition, base in pairs.items():
+        method, baseline, judgement = results[condition], results[base], looks.judgements.get(condition)
+        difference = _difference(method, baseline, judgement)
+        against_baseline[condition] = BaselineComparison(
+            difference=difference,
+            judgement=judgement,
+            bootstrap=bootstrap_score_difference(method, baseline, design) if bootstrap else None,
+            time_to_loss=measure_time_to_loss(method, baseline, trials),
+            shared_rates=compare_shared_rates(method, baseline, difference, design),
         )
-        for condition, base in pairs.items()
-    }
     certainties = {
         condition: certainty
         for condition, result in results.items()
@@ -201,6 +205,7 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
 
 
 def _difference(method: MethodResult, baseline: MethodResult, judgement: Judgement | None) -> Difference | None:
+    """Return the difference at the latest look, or over the shared seeds before a look has two differences."""
     if not method.scores.keys() & baseline.scores.keys():
         return None
     difference = paired_difference(method.scores, baseline.scores)
@@ -221,6 +226,7 @@ def _average_ranks(results: Mapping[Condition, MethodResult], design: StudyDesig
     ]
     rows: dict[tuple[Condition, ...], dict[str, float]] = {}
     for task, values in itertools.product(dict.fromkeys(c.task for c in results), settings):
+        # As in `Condition.setting`, values are JSON.
         setting = {*Condition.from_values(task, "", values).setting}
         # A method without use for a grid key has a single condition: it counts at every value of the key.
         conditions = tuple(c for c in results if c.task == task and setting.issuperset(c.setting))
@@ -232,7 +238,7 @@ def _average_ranks(results: Mapping[Condition, MethodResult], design: StudyDesig
     return average_ranks(frame, larger_is_better=larger_is_better).to_dict()
 
 
-def _finite(value: object) -> object:
+def _replace_nonfinite(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _replace_nonfinite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -32,23 +32,24 @@ def validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
             "different storage or name"
         )
     plain = config.model_dump(by_alias=True)
-    now, there = _fixed_parts(plain), _fixed_parts(storage.config)
+    now, stored = _fixed_parts(plain), _fixed_parts(storage.config)
     if isinstance(storage.config["seeds"], dict):
-        # The error rate holds only if looks, comparisons and rates were planned before the first look.
+        # The error rate holds only if the looks, margin, baseline and rates were planned before the first look.
         now |= _sequential_parts(plain)
-        there |= _sequential_parts(storage.config)
-    shared = now.keys() & there.keys()
-    if changes := describe_differences({key: now[key] for key in shared}, {key: there[key] for key in shared}):
+        stored |= _sequential_parts(storage.config)
+    # Tasks and methods may be added and removed.
+    shared = now.keys() & stored.keys()
+    if changes := describe_differences({key: now[key] for key in shared}, {key: stored[key] for key in shared}):
         raise InputError(
             f"the study {storage.name!r} no longer fits its storage ({changes}): choose a different output or name"
         )
 
 
 def validate_same_output(config: StudyConfig, storage: TrialStorage) -> None:
-    """Refuse a second output folder for a study: its runs would be in two folders, and workers would use the last.
+    """Refuse a second output folder for a study, since its runs would then be in two folders.
 
     The output folder may move, together with a database inside it or to a different machine. A recorded folder that is
-    missing here counts as moved, also if it exists on a different machine.
+    missing here counts as moved, even if it exists on a different machine.
 
     Raises:
         InputError: The output folder of the stored study exists, and is not that of the file.
@@ -79,13 +80,14 @@ def validate_same_paths(keys: TrialKeys, storage: TrialStorage) -> None:
     recorded = read_identities(storage.trial_keys)
     for condition, identity in keys.identities.items():
         if moved := find_moved_paths(identity, recorded.get(condition, identity)):
-            there, now = ({name: pair[side] for name, pair in moved.items()} for side in (0, 1))
-            missing = _find_missing(there.values())
+            stored = {name: pair[0] for name, pair in moved.items()}
+            now = {name: pair[1] for name, pair in moved.items()}
+            missing = _find_missing(stored.values())
+            advice = f"{missing} is missing here: restore it" if missing else "restore the same paths"
             raise InputError(
-                f"the study {storage.name!r} runs with other paths ({describe_differences(now, there)}); "
-                f"{f'{missing} is missing here: restore it' if missing else 'restore the same paths'}, call `ailora "
-                f"study run` in {storage.folder or 'the same folder'}, or choose a different output and name for a new "
-                "study"
+                f"the study {storage.name!r} runs with other paths ({describe_differences(now, stored)}); {advice}, "
+                f"call `ailora study run` in {storage.folder or 'the same folder'}, or choose a different output and "
+                "name for a new study"
             )
 
 
@@ -98,7 +100,7 @@ def _find_missing(values: Iterable[object]) -> str | None:
 def _fixed_parts(study: Mapping[str, Any]) -> dict[str, Any]:
     """Select the parts of a study file that must not change: fixed keys, and overrides of tasks and methods.
 
-    The learning rates of a method may change, as those of the study.
+    The learning rates of a method may change, like those of the study.
     """
     parts = {key: study.get(key) for key in _FIXED_KEYS}
     parts |= {f"tasks.{label}": changes for label, changes in (study["tasks"] or {}).items()}
@@ -118,7 +120,7 @@ def _method_overrides(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _sequential_parts(study: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the parts of a study file that must not change once its seeds run until every comparison is decided."""
+    """Select further parts that must not change in a study whose seeds run until every comparison is decided."""
     methods = _method_overrides(study)
     parts = {key: study.get(key) for key in ("seeds", "seeds_at", "margin", "learning_rate")}
     parts |= {f"methods.{label}.learning_rate": changes.get("learning_rate") for label, changes in methods.items()}

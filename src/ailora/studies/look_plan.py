@@ -47,8 +47,9 @@ class PlannedComparison(Generic[K]):
         margin = self.margin
         if margin is not None and self.margin_is_share:
             # Later looks must not move the margin.
-            first = [score for seed in seeds[:first_look] if math.isfinite(score := baseline[seed])]
-            margin = margin * abs(math.fsum(first) / len(first)) if first else None
+            first_scores = [score for seed in seeds[:first_look] if math.isfinite(score := baseline[seed])]
+            margin = margin * abs(math.fsum(first_scores) / len(first_scores)) if first_scores else None
+        # A margin of 0, as a share of a mean of 0, becomes None: equivalence is then not judged.
         return PairedScores.from_scores(
             scores, baseline, seeds, margin=margin or None, larger_is_better=self.larger_is_better
         )
@@ -92,18 +93,17 @@ def plan_looks(
         The required seeds, and the judgements.
     """
     n_seeds = dict.fromkeys(scores, schedule.counts[0])
+    sides = {key: (key, comparison.baseline) for key, comparison in comparisons.items()}
     # A comparison without any score is left out of the family: correcting for it would only cost power.
-    active = [key for key, c in comparisons.items() if not any(scores[k] == {} for k in (key, c.baseline))]
+    active = [key for key in comparisons if all(scores[side] != {} for side in sides[key])]
     pairs: dict[K, PairedScores] = {}
     state = LookState(n_seeds)
     for n in schedule.counts:
         for key in active:
-            n_seeds |= {k: max(n, n_seeds[k]) for k in (key, comparisons[key].baseline)}
-        reached = [
-            key for key in active if all(_has_ended(scores[k], seeds[:n]) for k in (key, comparisons[key].baseline))
-        ]
+            n_seeds |= {side: max(n, n_seeds[side]) for side in sides[key]}
+        reached = [key for key in active if all(_has_ended(scores[side], seeds[:n]) for side in sides[key])]
         for key in reached:
-            method, baseline = (scores[k] or {} for k in (key, comparisons[key].baseline))
+            method, baseline = (scores[side] or {} for side in sides[key])
             pairs[key] = comparisons[key].pair(method, baseline, seeds[:n], first_look=schedule.counts[0])
         n_pending = sum(key not in pairs for key in active)
         state = LookState(n_seeds, judge(pairs, schedule, n_pending=n_pending), n_pending)

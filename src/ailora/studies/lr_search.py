@@ -45,9 +45,9 @@ class LrGrid:
         """All rates the search may try. A range may extend by `MAX_EXTENSION_DECADES` beyond each end."""
         if self.per_decade is None:
             return list(self.initial)
-        most = MAX_EXTENSION_DECADES * self.per_decade
-        below = [_rate_after(self.initial[0], -k, self.per_decade) for k in range(most, 0, -1)]
-        above = [_rate_after(self.initial[-1], k, self.per_decade) for k in range(1, most + 1)]
+        n_beyond = MAX_EXTENSION_DECADES * self.per_decade
+        below = [_rate_after(self.initial[0], -k, self.per_decade) for k in range(n_beyond, 0, -1)]
+        above = [_rate_after(self.initial[-1], k, self.per_decade) for k in range(1, n_beyond + 1)]
         return [*below, *self.initial, *above]
 
     def neighbours(self, rate: float) -> list[float]:
@@ -80,7 +80,7 @@ class LrSearch:
         rates: Rates to search.
         seeds: Seeds whose mean score chooses the best rate; the first seed runs at every tried rate.
         extra_seeds: Seeds that run only at the best rate.
-        everywhere: Whether all seeds run at all rates.
+        everywhere: Whether `seeds` all run at every tried rate.
     """
 
     rates: LrGrid
@@ -104,10 +104,10 @@ class LrSearch:
         tried = {*initial}
         measured = {*initial} if self.everywhere else set[float]()
         best = None
-        # First search as if nothing else had run: in an extended grid, a new rate with a single seed may be better than
-        # the rates of the earlier grid with all seeds. Then the rates that ran in an earlier grid join.
-        for is_fresh in (True, False):
-            if not is_fresh:
+        # If the study file was extended, rates of its earlier grid may have run with all seeds. Beside them, a new rate
+        # with a single seed would never be chosen: the first pass ignores them, and the second includes them.
+        for with_earlier in (False, True):
+            if with_earlier:
                 earlier = {rate for rate in self.rates.reachable if (rate, first[0]) in scores}
                 required |= _pairs(sorted(earlier), first)
                 tried |= earlier
@@ -129,6 +129,7 @@ class LrSearch:
                     if self._find_promising_rate(scores, tried, measured) != best:
                         break
                 else:
+                    # All seeds confirm the best rate among its neighbours.
                     break
         if best is not None:
             required |= _pairs([best], self.extra_seeds)
@@ -142,7 +143,7 @@ class LrSearch:
         Args:
             scores: (rate, seed) -> score.
             tried: Rates with a run of the first seed.
-            measured: Rates whose seeds have all run; after a failed run, the others may be missing.
+            measured: Rates whose seeds have all run; after a failed run, the other seeds may be missing.
 
         Returns:
             The rate; None if every rate has a failed run.
@@ -154,7 +155,7 @@ class LrSearch:
             if values and not any(map(math.isnan, values)):
                 by_rate[rate] = values
         complete = {rate: values for rate, values in by_rate.items() if rate in measured}
-        means = {rate: math.fsum(v) / len(v) for rate, v in complete.items()} or {r: v[0] for r, v in by_rate.items()}
+        means = {rate: math.fsum(values) / len(values) for rate, values in (complete or by_rate).items()}
         return best_rate(means, larger_is_better=True) if means else None
 
 
@@ -199,15 +200,15 @@ def best_rate(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
 def find_good_range(
     curve: Mapping[float, Estimate], best: float, *, larger_is_better: bool, tolerance: float
 ) -> LrRange:
-    """Find the contiguous range of learning rates around the best whose means are at most a margin worse than its mean.
+    """Find the contiguous range of learning rates around the best whose means are nearly as good.
 
-    The margin is the larger of the tolerance and two standard errors of the best mean.
+    A mean may be worse than the best mean by the tolerance, or by two standard errors of the best mean if this is more.
 
     Args:
-        curve: Learning rate -> scores at this rate.
+        curve: Learning rate -> estimate of the score.
         best: The best rate, from the search.
         larger_is_better: Whether a larger score is better.
-        tolerance: Smallest margin, in the unit of the metric, such as 0.01 for an accuracy in [0, 1].
+        tolerance: Allowed difference from the best mean in the metric's unit, such as 0.01 for an accuracy in [0, 1].
 
     Returns:
         The range around the best rate.
@@ -220,13 +221,13 @@ def find_good_range(
         raise InputError(f"the best learning rate {best} has no finite mean, got rates {rates}")
     if not (rates[0] > 0 and tolerance >= 0):
         raise InputError(f"expected learning rates above 0 and a tolerance of 0 or more, got {rates}, {tolerance}")
-    margin = max(tolerance, 2 * (curve[best].standard_error or 0.0))
+    allowed_difference = max(tolerance, 2 * (curve[best].standard_error or 0.0))
     sign = 1 if larger_is_better else -1
 
     def is_good(rate: float) -> bool:
         # In floats, 0.91 - 0.90 > 0.01.
         rounding = ROUNDING * max(abs(means[rate]), abs(means[best]))
-        return sign * (means[best] - means[rate]) <= margin + rounding
+        return sign * (means[best] - means[rate]) <= allowed_difference + rounding
 
     index = rates.index(best)
     low, high = min(takewhile(is_good, reversed(rates[: index + 1]))), max(takewhile(is_good, rates[index:]))
@@ -234,7 +235,7 @@ def find_good_range(
 
 
 def _pairs(rates: Iterable[float], seeds: Iterable[int]) -> dict[tuple[float, int], None]:
-    """Pair all rates with all seeds, in order."""
+    """Return the pairs of all rates and seeds, as keys of a dictionary, which keeps their order."""
     return dict.fromkeys(itertools.product(rates, list(seeds)))
 
 

@@ -16,7 +16,8 @@ from ailora.studies.trial import Condition, Status, Trial, TrialResult
 
 #: Fields of `TrialResult` with the cost of a run.
 COSTS = ("trainable_parameters", "init_seconds", "train_seconds", "steps", "peak_memory_bytes", "adapter_bytes")
-_UNMEASURED = Estimate(math.nan, None, 0, None, None)
+#: Estimate of a rate at which the good range ends.
+_NOT_GOOD = Estimate(math.nan, None, 0, None, None)
 
 
 @dataclass(frozen=True)
@@ -132,19 +133,19 @@ def collect_method_result(
 
 def _group_runs(trials: Iterable[Trial], rates: Container[float]) -> dict[float, dict[int, TrialResult]]:
     """Group complete runs with full schedules by learning rate, ascending, and seed."""
-    done = {
+    results = {
         t.spec: t.result
         for t in trials
         if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None and t.spec.learning_rate in rates
     }
     runs: dict[float, dict[int, TrialResult]] = {}
-    for spec in sorted(done, key=lambda spec: (spec.learning_rate, spec.seed)):
-        runs.setdefault(spec.learning_rate, {})[spec.seed] = done[spec]
+    for spec in sorted(results, key=lambda spec: (spec.learning_rate, spec.seed)):
+        runs.setdefault(spec.learning_rate, {})[spec.seed] = results[spec]
     return runs
 
 
 def metric_point(metric: str) -> float:
-    """Return the size of a point in a metric's unit: 0.01 for metrics up to 1, and 1 for metrics up to 100."""
+    """Return the size of a percentage point in a metric's unit: 1 for text metrics, 0.01 for others and the loss."""
     return 1.0 if metric in TEXT_METRICS else 0.01
 
 
@@ -159,14 +160,15 @@ def _find_good_range(
     """Find the good range around the best rate, from the scores of the selection seeds."""
     if best is None or not scores.get(best):
         return None
-    peak = estimate(scores[best].values())
-    curve = dict.fromkeys(excluded, _UNMEASURED)
+    best_estimate = estimate(scores[best].values())
+    curve = dict.fromkeys(excluded, _NOT_GOOD)
     for rate, by_seed in scores.items():
         # Far rates may have run with the first seed only: the difference to the best rate is over the same seeds.
         differences = [score - scores[best][seed] for seed, score in by_seed.items() if seed in scores[best]]
-        curve[rate] = replace(peak, mean=peak.mean + statistics.fmean(differences)) if differences else _UNMEASURED
-    larger, tolerance = design.larger_is_better(condition), metric_point(design.metric(condition))
-    return find_good_range(curve, best, larger_is_better=larger, tolerance=tolerance)
+        mean = best_estimate.mean + statistics.fmean(differences) if differences else math.nan
+        curve[rate] = replace(best_estimate, mean=mean)
+    larger_is_better, tolerance = design.larger_is_better(condition), metric_point(design.metric(condition))
+    return find_good_range(curve, best, larger_is_better=larger_is_better, tolerance=tolerance)
 
 
 def _describe_error(trial: Trial) -> str:

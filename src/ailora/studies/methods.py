@@ -39,6 +39,7 @@ class StudyMethod:
 
     def apply(self, raw: dict[str, Any]) -> None:
         """Apply the method and its overrides to the plain data of a run's configuration, in place."""
+        # Keys of the base that do not apply to the method would be refused.
         if isinstance(self.method, FullFineTuning):
             raw["adapter"] = {}
         elif not isinstance(self.method, AiloraPolicy) and isinstance(raw.get("adapter"), dict):

@@ -36,16 +36,16 @@ def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunCon
     if isinstance(config.adapter.method, FullFineTuning) or isinstance(baseline.adapter.method, FullFineTuning):
         return config
     rank, plan = config.adapter.rank, _plan(config)
-    # The number of DoRA's magnitudes does not depend on the rank.
+    # The number of DoRA's magnitudes does not depend on the rank: only the factors are scaled.
     budget = count_trainable(baseline) - plan.magnitudes
-    trained = count_trainable_parameters(config.adapter.method, plan) - plan.magnitudes
+    factor_parameters = count_trainable_parameters(config.adapter.method, plan) - plan.magnitudes
     # A scaled rank below 0.5 would round to 0, but a rank is at least 1.
     if isinstance(rank, dict):
-        scaled = {key: max(1, round(value * budget / trained)) for key, value in rank.items()}
+        scaled = {key: max(1, round(value * budget / factor_parameters)) for key, value in rank.items()}
     else:
-        scaled = max(1, round(rank * budget / trained))
+        scaled = max(1, round(rank * budget / factor_parameters))
     matched = config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": scaled})})
-    # Validated here: a rank above a weight's, or refused by PEFT's init, would otherwise fail in every trial.
+    # Without these checks, a rank above that of a weight, or refused by PEFT's init, would fail in every trial.
     if isinstance(method := matched.adapter.method, PeftInit):
         validate_options(method, matched.adapter)
     count_trainable(matched)

@@ -15,6 +15,7 @@ from ailora.studies.statistics import merge_ties
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import TrialResult
 
+#: The standard errors of shares are at most 1.1 %.
 _N_SEED_RESAMPLES = 2000
 #: Smaller than `_N_SEED_RESAMPLES`, because correlation metrics need a call for each run and resample. The standard
 #: errors of shares are at most 2.2 %.
@@ -89,17 +90,18 @@ def measure_rate_certainty(
     best = result.search.best
     if best not in runs or len(runs) < 2:
         return None
-    draws = np.random.default_rng(0).multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), _N_SEED_RESAMPLES)
+    uniform = np.full(len(seeds), 1 / len(seeds))
+    seed_counts = np.random.default_rng(0).multinomial(len(seeds), uniform, size=_N_SEED_RESAMPLES)
     scores = None
     if read_predictions:
         flat = [run for rate_runs in runs.values() for run in rate_runs]
         scores = score_resamples(flat, "validation", metric, n_resamples=_N_EXAMPLE_RESAMPLES)
     if scores is not None:
-        means = _mean_over_seeds(scores.reshape(-1, len(runs), len(seeds)), draws[:_N_EXAMPLE_RESAMPLES])
+        means = _mean_over_seeds(scores.reshape(-1, len(runs), len(seeds)), seed_counts[:_N_EXAMPLE_RESAMPLES])
         resampled = Resampled.SEEDS_AND_EXAMPLES if len(seeds) > 1 else Resampled.EXAMPLES
     elif len(seeds) > 1:
         stored = np.array([[run.metrics["validation"][metric] for run in rate_runs] for rate_runs in runs.values()])
-        means, resampled = _mean_over_seeds(stored[None], draws), Resampled.SEEDS
+        means, resampled = _mean_over_seeds(stored[None], seed_counts), Resampled.SEEDS
     else:
         return RateCertainty(best, {}, None)
     sign = 1 if design.larger_is_better(result.condition) else -1
@@ -110,17 +112,17 @@ def _is_scored(run: TrialResult, metric: str) -> bool:
     return math.isfinite(run.metrics["validation"].get(metric, math.nan))
 
 
-def _mean_over_seeds(scores: np.ndarray, draws: np.ndarray) -> np.ndarray:
+def _mean_over_seeds(scores: np.ndarray, seed_counts: np.ndarray) -> np.ndarray:
     """Compute the mean scores of resampled seeds.
 
     Args:
         scores: (resamples or 1, rates, seeds).
-        draws: Number of draws of each seed, (resamples, seeds).
+        seed_counts: Number of draws of each seed, (resamples, seeds).
 
     Returns:
         Means, (resamples, rates).
     """
-    return (scores * draws[:, None, :]).sum(axis=-1) / draws.shape[1]
+    return (scores * seed_counts[:, None, :]).sum(axis=-1) / seed_counts.shape[1]
 
 
 def _choice_shares(means: np.ndarray, rates: Sequence[float]) -> dict[float, float]:

@@ -19,7 +19,7 @@ def describe_uncertain_rates(comparison: Comparison) -> list[str]:
     """Describe chosen rates with a share of resamples below 80 %, and count the rates of unknown certainty."""
     certainties = comparison.rate_certainties
     sentences = [
-        _uncertain_rate(condition, certainty)
+        _format_uncertain_rate(condition, certainty)
         for condition, certainty in certainties.items()
         if certainty.share_of_best is not None and certainty.share_of_best < _MIN_SHARE
     ]
@@ -39,7 +39,7 @@ def rate_certainty_table(comparison: Comparison) -> SummaryTable:
             condition.method,
             format_lr(certainty.best),
             format_percent(certainty.share_of_best),
-            _other_rates(certainty),
+            _format_other_rates(certainty),
             str(certainty.resampled),
         ]
         for condition, certainty in comparison.rate_certainties.items()
@@ -54,17 +54,17 @@ def rate_certainty_table(comparison: Comparison) -> SummaryTable:
     return SummaryTable(_TITLE, columns, rows, [note], "rates")
 
 
-def _uncertain_rate(condition: Condition, certainty: RateCertainty) -> str:
+def _format_uncertain_rate(condition: Condition, certainty: RateCertainty) -> str:
     ranked = certainty.ranked_shares
     # Of many rates, even the most frequent choice may have a smaller share.
-    likely = [item for item in ranked if item[1] >= _MIN_NAMED_SHARE] or ranked[:1]
+    likely = [(rate, share) for rate, share in ranked if share >= _MIN_NAMED_SHARE] or ranked[:1]
     named = [f"{format_lr(rate)} in {format_percent(share)}" for rate, share in likely]
     named[0] += " of resamples"
     sentence = f"{condition.sentence_prefix}the rate of {condition.method} is uncertain: {join_names(named)}"
     return f"{capitalize(sentence)}."
 
 
-def _other_rates(certainty: RateCertainty) -> str:
+def _format_other_rates(certainty: RateCertainty) -> str:
     parts = [
         f"{format_lr(rate)} {format_percent(share)}"
         for rate, share in certainty.ranked_shares

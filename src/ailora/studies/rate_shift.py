@@ -12,7 +12,7 @@ from scipy import stats
 
 #: Number of rates that two curves need in common.
 MIN_SHARED_RATES = 3
-#: A search step is then 2.3 %: a fiftieth of half a decade, the usual distance between tried rates.
+#: A step of the fit is a factor of 1.023: a fiftieth of half a decade, the usual distance between tried rates.
 _STEPS_PER_DECADE = 100
 #: Smallest overlap of two curves, as a share of the decades of the shorter curve.
 _MIN_OVERLAP = 0.5
@@ -65,7 +65,7 @@ class RateShift:
 def fit_rate_shift(method: Mapping[int, Curve], baseline: Mapping[int, Curve], *, tolerance: float) -> RateShift:
     """Fit the rate factor that turns the baseline's curve into the method's curve.
 
-    A curve interpolates its scores linearly over log10 of the rate. The shift `d`, in decades, minimizes the mean
+    A curve interpolates its scores linearly over `x`, log10 of the rate. The shift `d`, in decades, minimizes the mean
     square of the differences `method(x) - baseline(x + d)` over all seeds, at the tried rates within the overlap. The
     overlap must cover half of the decades of the shorter curve, and a quarter of each curve's range of scores. The
     interval over seeds is the jackknife interval `d ± t(n - 1) se`.
@@ -90,8 +90,8 @@ def fit_rate_shift(method: Mapping[int, Curve], baseline: Mapping[int, Curve], *
         if np.mean([np.ptp([*curves[seed].values()]) for seed in seeds]) <= tolerance + _ROUNDING:
             return RateShift(None, seeds=seeds, reason=f"the {name}'s curve is flat, within {tolerance:g}")
     fit = _ShiftFit.from_curves([(method[seed], baseline[seed]) for seed in seeds])
-    every = np.ones(len(seeds), bool)
-    best = fit.best_index(every)
+    all_seeds = np.ones(len(seeds), bool)
+    best = fit.best_index(all_seeds)
     if best is None:
         return RateShift(None, seeds=seeds, reason="the curves hardly overlap at any shift")
     if fit.is_limit(best):
@@ -99,7 +99,7 @@ def fit_rate_shift(method: Mapping[int, Curve], baseline: Mapping[int, Curve], *
         side = "or more" if bound > 1 else "or less"
         return RateShift(None, seeds=seeds, reason=f"{bound:.2g} {side}: beyond it the curves hardly overlap")
     low, high = fit.interval(best)
-    before, after = (fit.rms(every, index) for index in (fit.unshifted, best))
+    before, after = (fit.rms(all_seeds, index) for index in (fit.unshifted, best))
     return RateShift(float(10 ** fit.shifts[best]), low, high, seeds, before, after)
 
 
@@ -124,8 +124,8 @@ class _ShiftFit:
         # There is an extra step at each end, because `is_limit` reads both neighbours of a shift.
         most = math.ceil(math.log10(max(rates) / min(rates)) * _STEPS_PER_DECADE) + 1
         shifts = np.arange(-most, most + 1) / _STEPS_PER_DECADE
-        sums = [_squared_differences(_points(method), _points(base), shifts) for method, base in pairs]
-        return cls(shifts, np.array([square for square, _ in sums]), np.array([count for _, count in sums]))
+        by_seed = [_squared_differences(_points(method), _points(base), shifts) for method, base in pairs]
+        return cls(shifts, np.array([squares for squares, _ in by_seed]), np.array([counts for _, counts in by_seed]))
 
     @property
     def unshifted(self) -> int:
@@ -157,13 +157,15 @@ class _ShiftFit:
     def interval(self, best: int) -> tuple[float, float] | tuple[None, None]:
         """Compute the 95 % jackknife interval of the factor over seeds, around the best shift."""
         n = len(self.squares)
-        partial = [self.best_index(np.arange(n) != left_out) for left_out in range(n)] if n > 1 else []
-        # A partial fit at the limit of the overlap cannot move further, and would make the interval too narrow.
-        if n < 2 or any(index is None or self.is_limit(index) for index in partial):
+        if n < 2:
             return None, None
-        values = self.shifts[[index for index in partial if index is not None]]
-        error = math.sqrt((n - 1) / n * float(np.sum((values - values.mean()) ** 2)))
-        half, center = float(stats.t.ppf(0.975, n - 1)) * error, float(self.shifts[best])
+        leave_one_out = [self.best_index(np.arange(n) != left_out) for left_out in range(n)]
+        # A fit at the limit of the overlap cannot move further, and would make the interval too narrow.
+        if any(index is None or self.is_limit(index) for index in leave_one_out):
+            return None, None
+        shifts = self.shifts[[index for index in leave_one_out if index is not None]]
+        standard_error = math.sqrt((n - 1) / n * float(np.sum((shifts - shifts.mean()) ** 2)))
+        half, center = float(stats.t.ppf(0.975, n - 1)) * standard_error, float(self.shifts[best])
         return 10 ** (center - half), 10 ** (center + half)
 
 
@@ -183,14 +185,16 @@ def _squared_differences(
     """Sum the squares of `method(x) - baseline(x + shift)` over the rates of both curves, and count the rates.
 
     Returns:
-        Sums, infinite where the curves do not overlap enough, and numbers, both (shifts,).
+        Sums, infinite where the curves do not overlap enough, and numbers of rates, both (shifts,).
     """
-    x, u = method[0], baseline[0]
-    low, high = np.maximum(x[0], u[0] - shifts), np.minimum(x[-1], u[-1] - shifts)
-    sums = _sums_at_rates(method, baseline, shifts, (low, high))
-    sums_back = _sums_at_rates(baseline, method, -shifts, (low + shifts, high + shifts))
-    enough = (high - low >= _MIN_OVERLAP * min(np.ptp(x), np.ptp(u)) - _ROUNDING) & sums[2] & sums_back[2]
-    return np.where(enough, sums[0] + sums_back[0], np.inf), sums[1] + sums_back[1]
+    x, base_x = method[0], baseline[0]
+    # Ends of the overlap as log10 of the method's rate.
+    low, high = np.maximum(x[0], base_x[0] - shifts), np.minimum(x[-1], base_x[-1] - shifts)
+    squares, counts, covered = _sums_at_rates(method, baseline, shifts, (low, high))
+    base_squares, base_counts, base_covered = _sums_at_rates(baseline, method, -shifts, (low + shifts, high + shifts))
+    is_wide = high - low >= _MIN_OVERLAP * min(np.ptp(x), np.ptp(base_x)) - _ROUNDING
+    enough = is_wide & covered & base_covered
+    return np.where(enough, squares + base_squares, np.inf), counts + base_counts
 
 
 def _sums_at_rates(
@@ -198,10 +202,17 @@ def _sums_at_rates(
 ) -> tuple[_Floats, _Floats, NDArray[np.bool_]]:
     """Sum the squares of `curve(x) - other(x + shift)` over the rates of the curve within the overlap.
 
+    Args:
+        curve: Points of the curve, from `_points`.
+        other: Points of the other curve.
+        shifts: Decades, (shifts,).
+        overlap: Ends of the overlap at each shift as log10 of the curve's rate, both (shifts,).
+
     Returns:
         Sums, numbers of rates, and whether the overlap has enough of the curve's range of scores, each (shifts,).
     """
     (x, scores), ends = curve, np.stack(overlap)
+    # `inside` and `differences` have the shape (shifts, rates), `at_ends` has (2, shifts).
     inside = (x >= ends[0][:, None] - _ROUNDING) & (x <= ends[1][:, None] + _ROUNDING)
     differences = np.where(inside, scores - np.interp(x + shifts[:, None], *other), 0.0)
     at_ends = np.interp(ends, x, scores)

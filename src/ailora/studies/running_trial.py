@@ -17,7 +17,7 @@ from ailora.studies.storage_url import storage_errors
 from ailora.studies.trial import TrialResult, TrialSpec
 from ailora.studies.trial_attempts import ERROR, INTERRUPTED, KEY, RESULT
 
-#: Number of complete peers that pruning needs.
+#: Number of complete peers that pruning needs: the median of fewer depends too much on single runs.
 _MIN_PEERS = 4
 
 

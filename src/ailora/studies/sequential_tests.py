@@ -24,9 +24,10 @@ from ailora.errors import InputError
 
 #: Numbers of seeds at which studies are judged. The ratio of neighbours is about 1.6: more looks cost power.
 PLANNED_LOOKS = (3, 5, 8, 12, 20, 32, 50)
-#: Number of simulated studies. The overlap, below 0.01 at p = 0.05, then has a standard error of 0.0002.
+#: Number of simulated studies. The overlap of the looks (see `_simulate`), below 0.01 at p = 0.05, then has a standard
+#: error of 0.0002.
 _N_SIMULATED = 200_000
-#: Values of the statistic at which p-values are tabulated; p at the last is 1e-18.
+#: Values of the statistic at which p-values are tabulated; p at the last is 1e-19.
 _GRID = np.linspace(-4, 9, 1301)
 
 
@@ -110,13 +111,15 @@ def _simulate(schedule: LookSchedule) -> tuple[NullDistribution, NullDistributio
     # In the tail and for a single look the overlap vanishes, so these p-values are exact.
     weights = schedule.weights
     marginal = special.ndtr(-_GRID[:, None] / weights).sum(axis=1)
+    # The absolute statistics of all looks are above any negative value.
     two_sided = np.where(_GRID > 0, 2 * marginal, len(weights))
     statistics = _simulate_statistics(schedule) if len(weights) > 1 else np.empty((1, 1))
     return _without_overlap(two_sided, np.abs(statistics)), _without_overlap(marginal, statistics)
 
 
 def _without_overlap(expected: np.ndarray, statistics: np.ndarray) -> NullDistribution:
-    """Subtract the overlap from the expected number of looks beyond each value of the grid."""
+    """Subtract the overlap from the expected number of looks beyond each value of `_GRID`."""
+    # All but the most extreme look of each simulation.
     others = np.sort(np.sort(statistics, axis=1)[:, :-1].ravel())
     overlap = (others.size - np.searchsorted(others, _GRID)) / len(statistics)
     # Clipping keeps the logarithm finite. The running minimum removes bumps of the simulation: p must not rise.
@@ -125,15 +128,16 @@ def _without_overlap(expected: np.ndarray, statistics: np.ndarray) -> NullDistri
 
 def _simulate_statistics(schedule: LookSchedule) -> np.ndarray:
     """Simulate statistics under the null hypothesis, (simulations, looks)."""
-    # Sums and sums of squares suffice: the seeds between two looks are drawn at once, without their differences.
+    # Only sums and sums of squares are needed. Over the seeds between two looks, the sum is normal, and the sum of
+    # squares around the mean is chi-squared: both are drawn without drawing single seeds.
     rng = np.random.default_rng(0)
     total, squares, n_before = np.zeros(_N_SIMULATED), np.zeros(_N_SIMULATED), 0
     looks = []
     for n in schedule.counts:
-        new = n - n_before
-        block = rng.standard_normal(_N_SIMULATED) * math.sqrt(new)
-        within = rng.chisquare(new - 1, _N_SIMULATED) if new > 1 else 0.0
-        total, squares, n_before = total + block, squares + block**2 / new + within, n
+        n_new = n - n_before
+        new_sum = rng.standard_normal(_N_SIMULATED) * math.sqrt(n_new)
+        around_mean = rng.chisquare(n_new - 1, _N_SIMULATED) if n_new > 1 else 0.0
+        total, squares, n_before = total + new_sum, squares + new_sum**2 / n_new + around_mean, n
         sd = np.sqrt((squares - total**2 / n) / (n - 1))
         looks.append(normal_scores(total / n, sd, n))
     return np.stack(looks, axis=1) * schedule.weights
@@ -167,8 +171,8 @@ class LookMoments:
     Attributes:
         schedule: All planned looks.
         means: Means of the differences, (..., looks so far).
-        sds: Standard deviations, divisor n - 1; 0 for equal differences.
-        counts: Numbers of differences, smaller than planned if runs failed.
+        sds: Standard deviations, divisor n - 1, of the same shape; 0 for equal differences.
+        counts: Numbers of differences, of the same shape; smaller than planned if runs failed.
     """
 
     schedule: LookSchedule
@@ -189,14 +193,14 @@ class LookMoments:
         Returns:
             The moments at the looks so far.
         """
-        last = np.array([n - 1 for n in schedule.counts if n <= differences.shape[-1]])
+        last_indices = np.array([n - 1 for n in schedule.counts if n <= differences.shape[-1]])
         exists = ~np.isnan(differences)
         values = np.where(exists, differences, 0.0)
-        counts = np.cumsum(exists, axis=-1)[..., last]
+        counts = np.cumsum(exists, axis=-1)[..., last_indices]
         # Moments are taken around the first difference: around 0, they would cancel for a mean far from 0.
         shift = np.take_along_axis(values, np.argmax(exists, axis=-1)[..., None], axis=-1)
         centred = np.where(exists, values - shift, 0.0)
-        first, second = (np.cumsum(centred**power, axis=-1)[..., last] for power in (1, 2))
+        first, second = (np.cumsum(centred**power, axis=-1)[..., last_indices] for power in (1, 2))
         n = np.maximum(counts, 1)
         sds = np.sqrt(np.maximum(second - first**2 / n, 0) / np.maximum(counts - 1, 1))
         return cls(schedule, shift + first / n, np.where(sds > rounding, sds, 0.0), counts)
@@ -210,16 +214,17 @@ class LookMoments:
         return self.schedule.two_sided.p_value(np.maximum.accumulate(np.abs(self.statistics()), axis=-1))
 
     def equivalence_p(self, margin: float) -> np.ndarray:
-        """Compute the sequential p-value for equivalence at each look: the larger of two one-sided tests (TOST).
+        """Compute the sequential p-value for equivalence at each look: the larger p of two one-sided tests (TOST).
 
         Source: D. J. Schuirmann, "A comparison of the two one-sided tests procedure and the power approach", Journal of
         Pharmacokinetics and Biopharmaceutics 15, 1987.
         """
-        sides = np.minimum(
+        # The smaller statistic has the larger p-value.
+        statistics = np.minimum(
             np.maximum.accumulate(self.statistics(-margin), axis=-1),
             np.maximum.accumulate(-self.statistics(margin), axis=-1),
         )
-        return self.schedule.one_sided.p_value(sides)
+        return self.schedule.one_sided.p_value(statistics)
 
     def bounds(self, critical_value: float) -> tuple[np.ndarray, np.ndarray]:
         """Compute the sequential interval at each look: the mean differences rejected by no look so far.

@@ -30,7 +30,7 @@ class Position(StrEnum):
         """Return the position of a mean difference, method minus baseline.
 
         Args:
-            mean: The difference.
+            mean: The mean difference; NaN counts as level.
             larger_is_better: Whether larger scores are better.
             point: Size of a point in the metric's unit, from `metric_point`.
         """

@@ -18,7 +18,7 @@ _WORDS = {Position.AHEAD: "ahead of", Position.BEHIND: "behind", Position.LEVEL:
 def shared_rate_sentences(comparison: Comparison) -> list[str]:
     """Describe the methods for which a shared rate is misleading."""
     sentences = [
-        _sentence(base, condition, comparison.against_baseline[condition])
+        _describe_misleading_rates(base, condition, comparison.against_baseline[condition])
         for base, others in comparison.by_baseline()
         for condition in others
         if comparison.against_baseline[condition].shared_rates.misleads
@@ -77,21 +77,22 @@ def _format_multiple(value: float) -> str:
     return f"{value:.1f}" if 1 <= value < 100 else f"{value:.2g}"
 
 
-def _sentence(base: Condition, condition: Condition, against: BaselineComparison) -> str:
+def _describe_misleading_rates(base: Condition, condition: Condition, against: BaselineComparison) -> str:
+    # Rates mislead only relative to a difference at the best rates.
     assert against.difference is not None
     method, best, shared = condition.method_label(base), against.difference.estimate, against.shared_rates
     assert shared.at_best is not None
     start = f"{base.sentence_prefix}at" if base.label else "At"
     return (
         f"{start} one shared rate you would have concluded that {method} is "
-        f"{join_names(_groups(shared, base.method))}; each at its own best rate, {method} is "
+        f"{join_names(_describe_positions(shared, base.method))}; each at its own best rate, {method} is "
         f"{_WORDS[shared.at_best]} {base.method} ({format_interval(best.mean, best.low, best.high, '+')}, "
         f"{against.verdict}).{_shift_sentence(shared.shift, base.method, method)}"
     )
 
 
-def _groups(shared: SharedRates, baseline: str) -> Iterator[str]:
-    """Describe the rates of each position, with the smallest and the largest difference."""
+def _describe_positions(shared: SharedRates, baseline: str) -> Iterator[str]:
+    """Describe each position with its rates, and the differences of smallest and largest size."""
     means = {rate: difference.estimate.mean for rate, difference in shared.differences.items()}
     texts = dict(zip(means, format_alike([*means.values()], "+"), strict=True))
     for position, word in _WORDS.items():
@@ -119,6 +120,7 @@ def _difference_cells(against: BaselineComparison, rates: Sequence[float]) -> li
     means = [difference.estimate.mean for difference in shared.differences.values()]
     at_best = [] if against.difference is None else [against.difference.estimate.mean]
     texts = format_alike([*means, *at_best], "+")
+    # The last text belongs to the best rates.
     cells = {
         rate: f"{text} ({len(difference.seeds)}){' *' if shared.misleads_at(rate) else ''}"
         for text, (rate, difference) in zip(texts, shared.differences.items(), strict=False)

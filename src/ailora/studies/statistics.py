@@ -19,7 +19,7 @@ from ailora.errors import InputError
 
 K = TypeVar("K", bound=Hashable)
 
-#: Largest relative difference between means of equal scores due to rounding.
+#: Relative difference up to which two means count as equal; rounding alone causes smaller differences.
 ROUNDING = 1e-12
 
 
@@ -138,7 +138,7 @@ def bootstrap_difference(
     """Bootstrap the difference of two methods' scores over examples and seeds.
 
     A score is the mean of the metric over seeds. Each resample draws seeds and examples with replacement, the same for
-    both methods. The interval is from the 2.5 % to the 97.5 % percentile. With few seeds it is too narrow;
+    both methods. The interval is from the 2.5th to the 97.5th percentile. With few seeds it is too narrow;
     verdicts therefore use t-tests over seeds.
 
     Source: A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2), 2007.
@@ -149,7 +149,7 @@ def bootstrap_difference(
         labels: True labels, (examples,).
         metric: (labels, predictions), both (examples,), -> score.
         rng_seed: Seed of the draws.
-        n_resamples: Number of draws.
+        n_resamples: Number of resamples.
 
     Returns:
         The difference of the scores without resampling, and the percentiles of the resampled differences.
@@ -165,7 +165,7 @@ def bootstrap_difference(
             f"expected at least one seed, one example and one resample, got {predictions.shape}, {n_resamples}"
         )
     # `scipy.stats.bootstrap` resamples along a single axis only.
-    seeds, examples = predictions.shape
+    n_seeds, n_examples = predictions.shape
     rng = np.random.default_rng(rng_seed)
 
     def difference(counts: np.ndarray, rows: np.ndarray) -> float:
@@ -176,14 +176,15 @@ def bootstrap_difference(
             counts[seed] * (metric(truth, predictions[seed, rows]) - metric(truth, baseline[seed, rows]))
             for seed in np.flatnonzero(counts)
         )
-        return float(sum(by_seed)) / seeds
+        return float(sum(by_seed)) / n_seeds
 
-    even = np.full(seeds, 1 / seeds)
+    uniform = np.full(n_seeds, 1 / n_seeds)
     differences = [
-        difference(rng.multinomial(seeds, even), rng.integers(examples, size=examples)) for _ in range(n_resamples)
+        difference(rng.multinomial(n_seeds, uniform), rng.integers(n_examples, size=n_examples))
+        for _ in range(n_resamples)
     ]
     low, high = np.quantile(differences, (0.025, 0.975))
-    return Interval(difference(np.ones(seeds, int), np.arange(examples)), float(low), float(high))
+    return Interval(difference(np.ones(n_seeds, int), np.arange(n_examples)), float(low), float(high))
 
 
 def holm(p_values: Mapping[K, float], *, n_pending: int = 0) -> dict[K, float]:
@@ -243,12 +244,14 @@ def merge_ties(scores: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # differences of infinite scores
         is_tied = np.diff(ascending, axis=-1, prepend=np.nan) <= ROUNDING * np.abs(ascending)
     is_tied &= np.isfinite(ascending)
+    # For each score, the index of the first score of its tie.
     first = np.maximum.accumulate(np.where(is_tied, 0, np.arange(scores.shape[-1])), axis=-1)
-    return np.take_along_axis(np.take_along_axis(ascending, first, axis=-1), np.argsort(order, axis=-1), axis=-1)
+    merged = np.take_along_axis(ascending, first, axis=-1)
+    return np.take_along_axis(merged, np.argsort(order, axis=-1), axis=-1)
 
 
 def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[K, bool]) -> pd.Series:
-    """Compute each method's mean rank over tasks.
+    """Compute the average rank of each method over tasks.
 
     The best method of a task has rank 1. Scores that are equal up to rounding share the mean of their ranks, and
     missing scores (NaN) the mean of the last ranks.
@@ -267,7 +270,7 @@ def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[K, bool]) -
     """
     unknown = [task for task in scores.index if task not in larger_is_better]
     if unknown or scores.empty:
-        raise InputError(f"expected tasks and methods, and what is better in each task; missing for {unknown}")
+        raise InputError(f"expected tasks and methods, and larger_is_better for each task; missing for {unknown}")
     signs = [1 if larger_is_better[task] else -1 for task in scores.index]
     merged = pd.DataFrame(merge_ties(scores.mul(signs, axis=0).to_numpy(float)), scores.index, scores.columns)
     return merged.rank(axis=1, method="average", ascending=False, na_option="bottom").mean()

@@ -26,7 +26,7 @@ from ailora.formatting import shorten
 from ailora.path_kind import expand_home
 from ailora.redaction import MASK, is_secret, mask_url
 
-#: Delay between attempts while another process creates the tables.
+#: Delay between attempts, for 10 s in total, while another process creates the tables.
 _RETRY_DELAY_S = 0.2
 _MAX_RETRIES = 50
 #: Longest wait for a lock on an SQLite file, and the wait before a message is logged.
@@ -51,7 +51,8 @@ def sqlite_url(file: Path) -> str:
     """
     path = str(file)
     escaped = re.sub("[%?{}]", lambda match: f"%{ord(match[0]):02X}", path)
-    # SQLAlchemy 2.0 reads escapes in paths literally. Braces are refused by `validate_url`.
+    # SQLAlchemy 2.1 decodes escapes in paths, and 2.0 reads them literally: choose the URL that is read as this file.
+    # `validate_url` refuses braces.
     for url in (f"sqlite:///{path}", f"sqlite:///{escaped}"):
         if sqlite_file(url) == file and _BRACES.isdisjoint(url):
             return url
@@ -61,7 +62,7 @@ def sqlite_url(file: Path) -> str:
     )
 
 
-def _storage(url: str, *, read_only: bool) -> RDBStorage:
+def _open_rdb_storage(url: str, *, read_only: bool) -> RDBStorage:
     validate_url(url)
     file = sqlite_file(url)
     if file is None:
@@ -70,12 +71,12 @@ def _storage(url: str, *, read_only: bool) -> RDBStorage:
         if read_only and url.startswith("postgresql"):
             options["execution_options"] = {"postgresql_readonly": True}
         with _notice_if_slow(f"storage {mask_url(url)} does not answer yet"):
-            return _with_tables(url, options, read_only=read_only)
+            return _retry_rdb_storage(url, options, read_only=read_only)
     if not read_only:
         file.parent.mkdir(parents=True, exist_ok=True)
     _validate_tables(file, read_only=read_only)
-    storage = _with_tables(url, {"creator": lambda: _connect(file, read_only=read_only)}, read_only=read_only)
-    _serialize(storage.engine, file, read_only=read_only)
+    storage = _retry_rdb_storage(url, {"creator": lambda: _connect(file, read_only=read_only)}, read_only=read_only)
+    _lock_transactions(storage.engine, file, read_only=read_only)
     return storage
 
 
@@ -101,7 +102,7 @@ def validate_url(url: str) -> None:
             f"storage {mask_url(url)}: SQLite does not expand ~, and would create a folder of this name; write "
             f"sqlite:///{expand_home(str(parsed.database))}"
         )
-    # SQLite would truncate the name of the file at such a character.
+    # SQLite would truncate the name of the file at a character such as NUL.
     if not url.isprintable():
         raise InputError(f"storage {mask_url(url)!r} holds a character that is not printable")
     if not _BRACES.isdisjoint(url):
@@ -141,21 +142,21 @@ def _validate_tables(file: Path, *, read_only: bool) -> None:
         raise InputError(f"{file} holds no studies: tables of Optuna {optuna.__version__} are missing")
 
 
-def _with_tables(url: str, arguments: dict[str, Any], *, read_only: bool) -> RDBStorage:
+def _retry_rdb_storage(url: str, engine_kwargs: dict[str, Any], *, read_only: bool) -> RDBStorage:
     """Open Optuna's storage, and retry while another process creates the tables."""
     for _ in range(_MAX_RETRIES):
         try:
-            return RDBStorage(url, engine_kwargs=arguments, skip_table_creation=read_only)
+            return RDBStorage(url, engine_kwargs=engine_kwargs, skip_table_creation=read_only)
         except (SQLAlchemyError, StorageInternalError) as error:
             # Optuna may wrap SQLAlchemy's error.
             errors = (error, error.__cause__)
             if not any(isinstance(e, IntegrityError) or "already exists" in str(e) for e in errors):
                 raise
             time.sleep(_RETRY_DELAY_S)
-    return RDBStorage(url, engine_kwargs=arguments, skip_table_creation=read_only)
+    return RDBStorage(url, engine_kwargs=engine_kwargs, skip_table_creation=read_only)
 
 
-def _serialize(engine: sqlalchemy.Engine, file: Path, *, read_only: bool) -> None:
+def _lock_transactions(engine: sqlalchemy.Engine, file: Path, *, read_only: bool) -> None:
     """Lock an SQLite file at the beginning of every transaction; read-only transactions block only writers.
 
     Follows "transactional locking" in SQLAlchemy's documentation of the SQLite dialect.
@@ -245,7 +246,8 @@ def open_storage(url: str, *, read_only: bool = False) -> Generator[RDBStorage, 
     try:
         with storage_errors(url):
             try:
-                storage = _storage(url, read_only=read_only)
+                storage = _open_rdb_storage(url, read_only=read_only)
+            # Optuna refuses tables of an incompatible version.
             except RuntimeError as error:
                 raise InputError(f"storage {mask_url(url)}: {error}") from error
             yield storage
@@ -278,12 +280,14 @@ def storage_errors(url: str) -> Generator[None, None, None]:
 
 def _reason(url: str, error: Exception) -> str:
     """Format the message of a driver in a single line, without the passwords in the URL."""
-    cause = getattr(error.__cause__ or error, "orig", None) or error.__cause__ or error
+    # Optuna wraps errors of SQLAlchemy, which wrap those of the driver.
+    wrapped = error.__cause__ or error
+    cause = getattr(wrapped, "orig", None) or wrapped
     reason = " ".join(str(cause).split()).replace(url, mask_url(url))
     parsed = _parse(url)
-    values = [] if parsed is None else [parsed.password, *(v for k, v in parsed.query.items() if is_secret(k))]
-    for value in filter(None, values):
-        reason = reason.replace(str(value), MASK)
+    secrets = [] if parsed is None else [parsed.password, *(v for k, v in parsed.query.items() if is_secret(k))]
+    for secret in filter(None, secrets):
+        reason = reason.replace(str(secret), MASK)
     return reason[:300]
 
 

@@ -69,7 +69,7 @@ def create_or_load_study(config: StudyConfig, *, retry_refused: bool = False) ->
 def load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
     """Load the study of a file read-only, without importing user-defined methods.
 
-    Relative paths of data and model are those of the last `ailora study run`.
+    Relative paths of data and model refer to the folder of the last `ailora study run`.
 
     Returns:
         The storage and the design of the study.
@@ -90,12 +90,12 @@ def load_study_from_storage(
 ) -> tuple[TrialStorage, StudyDesign]:
     """Load a study from its storage, without its file, for workers on any machine and for reports.
 
-    Relative paths of data and model are those of the last `ailora study run`.
+    Relative paths of data and model refer to the folder of the last `ailora study run`.
 
     Args:
         url: Optuna database URL.
         name: Name of the study.
-        secrets: Study file with its secrets, because the storage has none; None for a study without secrets.
+        secrets: Plain data of the study file with secrets, which the storage lacks; None for a study without secrets.
         to_run: Whether trials are to run. Otherwise the storage is opened read-only, and user-defined methods are not
             imported.
 
@@ -110,6 +110,7 @@ def load_study_from_storage(
     with _closed_on_error(storage):
         try:
             plain = secrets or storage.config
+            # `load_study_config` would open a string as a file, and the database is not trusted.
             if not isinstance(plain.get("base"), dict):
                 raise InputError(f"base: expected a mapping, got {short_repr(plain.get('base'))}")
             config = load_study_config(plain)
@@ -184,7 +185,7 @@ def _closed_on_error(storage: TrialStorage) -> Generator[None, None, None]:
 
 
 def _design_to_read(config: StudyConfig, storage: TrialStorage) -> StudyDesign:
-    """Build a design whose keys are those of the last `ailora study run`, also where its data are missing.
+    """Build a design whose keys are those of the last `ailora study run`, even where its data are missing.
 
     The model may be missing too, unless ranks are matched by its parameters.
     """
