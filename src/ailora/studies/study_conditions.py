@@ -18,8 +18,8 @@ from ailora.studies.trial import ONLY_TASK, Condition
 
 #: Key of a run configuration set by the study -> key of the study file with its value.
 _OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
-#: Keys that tasks and the grid cannot set. The overrides of a method may replace its policy.
-_KEYS_OF_METHODS = {**_OWNED_KEYS, "adapter.policy": "methods"}
+#: The same for keys that tasks and the grid cannot set. The overrides of a method may replace its policy.
+_STUDY_AND_METHOD_KEYS = {**_OWNED_KEYS, "adapter.policy": "methods"}
 
 
 def task_overrides(config: StudyConfig) -> dict[str, dict[str, Any]]:
@@ -40,7 +40,7 @@ def list_conditions(config: StudyConfig, methods: Mapping[str, StudyMethod], *, 
     """
     labels = [baseline, *(label for label in methods if label != baseline)]
     settings = [dict(zip(config.grid, values, strict=True)) for values in itertools.product(*config.grid.values())]
-    # A method without use for a grid key has a single condition for all values of the key.
+    # `fromkeys` removes duplicates: a method that does not use a grid key has one condition for all values of the key.
     return list(
         dict.fromkeys(
             Condition.from_values(task, label, methods[label].select_used(setting))
@@ -50,12 +50,12 @@ def list_conditions(config: StudyConfig, methods: Mapping[str, StudyMethod], *, 
 
 
 def validate_grid_keys(config: StudyConfig) -> None:
-    """Refuse grid keys whose values other keys of the study file set.
+    """Refuse grid keys that a different key of the study file already sets.
 
     Raises:
         InputError: The grid has such a key.
     """
-    for key, owner in _KEYS_OF_METHODS.items():
+    for key, owner in _STUDY_AND_METHOD_KEYS.items():
         if key in config.grid:
             raise InputError(f"grid.{key} cannot be set: it is set by `{owner}`")
 
@@ -69,7 +69,7 @@ def load_condition_config(
         condition: Condition of the study.
         config: Study file.
         method: Method of the condition.
-        to_run: Whether to import user functions.
+        to_run: Whether the runs are to start; otherwise user functions are not imported. See `load_config`.
         folder: Absolute folder of the relative paths in the base; None for the working folder.
 
     Returns:
@@ -84,7 +84,7 @@ def load_condition_config(
     try:
         # Without this check, values of the trials and methods would silently replace those of the overrides.
         for overrides, owners in (
-            (task_overrides(config)[condition.task], _KEYS_OF_METHODS),
+            (task_overrides(config)[condition.task], _STUDY_AND_METHOD_KEYS),
             (method.overrides, _OWNED_KEYS),
         ):
             for key in overrides.keys() & owners.keys():
@@ -101,10 +101,10 @@ def load_condition_config(
 
 
 def find_baseline(condition: Condition, conditions: Iterable[Condition], *, baseline: str) -> Condition:
-    """Find the baseline's condition on the same task, at the same setting or the nearest one.
+    """Find the baseline's condition on the same task whose setting shares the most values.
 
-    A method that overrides keys of the grid, or does not use them (full fine-tuning), is compared with the first
-    matching setting of the baseline.
+    A method that overrides keys of the grid, or does not use them (full fine-tuning), may match several conditions of
+    the baseline; the first is chosen.
 
     Args:
         condition: Condition to compare.

@@ -33,9 +33,10 @@ Share = Annotated[str, pydantic.Field(strict=True, pattern=r"^\d+(\.\d+)? ?%$")]
 #: Limits for a method's initial rates and a range's decades. They catch slips such as a wrong exponent.
 _MAX_RATES = 1_000
 _MAX_DECADES = 100
-_MARGIN = "a number above 0, or a share of the baseline's score such as 1%"
-_SEEDS = "a list of whole numbers of at least 0, or a mapping such as {from: 3, until: decided, to: 20}"
-_RATES = "a mapping: values, or from, to and per_decade"
+#: Expected values of keys, for messages.
+_EXPECTED_MARGIN = "a number above 0, or a share of the baseline's score such as 1%"
+_EXPECTED_SEEDS = "a list of whole numbers of at least 0, or a mapping such as {from: 3, until: decided, to: 20}"
+_EXPECTED_RATES = "a mapping: values, or from, to and per_decade"
 
 
 class RateConfig(Section, frozen=True, populate_by_name=True):
@@ -53,7 +54,7 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
     per_decade: Count = field("a whole number of at least 1", 2)
 
     @pydantic.model_serializer(mode="wrap")
-    def _as_given(self, _fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, object]:
+    def _serialize(self, _handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, object]:
         if self.values is not None:
             return {"values": self.values}
         return {"from": self.from_, "to": self.to, "per_decade": self.per_decade}
@@ -85,6 +86,7 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
             raise InputError(f"{where}: from {self.from_:g} is more than to {self.to:g}")
         elif self.decades > _MAX_DECADES:
             raise InputError(f"{where}: from {self.from_:g} to {self.to:g} are more than {_MAX_DECADES} decades")
+        # `per_decade` has a limit of its own: a narrow range has few rates, but may be extended by decades.
         n_rates = len(self.values) if self.values is not None else self.decades * self.per_decade
         if n_rates > _MAX_RATES or self.per_decade > _MAX_RATES:
             raise InputError(
@@ -106,7 +108,7 @@ class SequentialSeeds(Section, frozen=True, populate_by_name=True):
     to: Annotated[int, pydantic.Field(strict=True, ge=3)] = field("a whole number above `from`", 20)
 
     @pydantic.model_serializer
-    def _as_given(self) -> dict[str, object]:
+    def _serialize(self) -> dict[str, object]:
         return {"from": self.from_, "until": self.until, "to": self.to}
 
 
@@ -146,14 +148,14 @@ class StudyConfig(StoredSection, frozen=True):
     )
     tasks: dict[str, dict[str, Any] | None] | None = field("a mapping from a name to overrides", None, min_length=1)
     grid: dict[str, list[Any]] = field("a mapping from dotted keys of the base to lists of values", {})
-    learning_rate: RateConfig = field(_RATES)
-    seeds: Annotated[list[Seed], pydantic.Field(min_length=1)] | SequentialSeeds = field(_SEEDS, [0])
+    learning_rate: RateConfig = field(_EXPECTED_RATES)
+    seeds: Annotated[list[Seed], pydantic.Field(min_length=1)] | SequentialSeeds = field(_EXPECTED_SEEDS, [0])
     extra_seeds: list[Seed] = field("a list of whole numbers of at least 0", [])
     seeds_at: Literal["best", "all"] = field("'best' or 'all'", "best")
     baseline: Text | None = field("the label of a method", None)
     metric: Text | None = field("the name of a metric", None)
     margin: Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)] | Share | None = field(
-        _MARGIN, None
+        _EXPECTED_MARGIN, None
     )
     match_parameters: bool = field("true or false", False, strict=True)
     confirm_speed: bool = field("true or false", False, strict=True)
@@ -199,16 +201,16 @@ def load_study_config(
     """
     raw = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_yaml(Path(source))
     where = "" if isinstance(source, Mapping) else f"{source}: "
-    beside = Path() if isinstance(source, Mapping) else Path(source).parent
+    folder = Path() if isinstance(source, Mapping) else Path(source).parent
     if not isinstance(raw, dict):
         raise InputError(f"{where}expected keys such as base, methods, learning_rate; got {short_repr(raw)}")
     try:
-        return _load(raw, overrides, scale, beside)
+        return _load(raw, overrides, scale, folder)
     except InputError as error:
         raise InputError(f"{where}{error}") from None
 
 
-def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, beside: Path) -> StudyConfig:
+def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, folder: Path) -> StudyConfig:
     scales = raw.pop("scales", None) or {}
     if not (isinstance(scales, dict) and all(isinstance(changes, dict) for changes in scales.values())):
         raise InputError(f"scales: expected a mapping from a name to keys of the file, got {short_repr(scales)}")
@@ -216,14 +218,14 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, besi
         if scale not in scales:
             raise unknown_name("scale", scale, scales)
         raw |= scales[scale]
-    _read_base(raw, beside)
+    _read_base(raw, folder)
     for override in overrides:
         # `scales` was removed above: without this check, the message would call the key unknown.
         if override.partition("=")[0].split(".")[0] == "scales":
             raise InputError(f"{override!r}: scales cannot be overridden; --scale selects an entry of the file")
         apply_override(raw, override)
         # An override may name a different file for the base.
-        _read_base(raw, beside)
+        _read_base(raw, folder)
     try:
         config = StudyConfig.model_validate(raw)
     except pydantic.ValidationError as error:
@@ -231,11 +233,11 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, besi
     return _complete(config)
 
 
-def _read_base(raw: dict[str, Any], beside: Path) -> None:
-    """Replace the name of the base's file by the content of the file, in place."""
+def _read_base(raw: dict[str, Any], folder: Path) -> None:
+    """Replace the file name in `base` with the content of the file, in place."""
     if not isinstance(raw.get("base"), str):
         return
-    file = beside / raw["base"]
+    file = folder / raw["base"]
     base = read_yaml(file)
     if not isinstance(base, dict):
         content = "nothing" if base is None else short_repr(base)
@@ -261,7 +263,7 @@ def _complete(config: StudyConfig) -> StudyConfig:
     config.learning_rate.validate_keys("learning_rate")
     _validate_seeds(config)
     if isinstance(config.margin, str) and not float(config.margin.rstrip(" %")):
-        raise InputError(f"margin: expected {_MARGIN}, got {config.margin!r}")
+        raise InputError(f"margin: expected {_EXPECTED_MARGIN}, got {config.margin!r}")
     for key, values in config.grid.items():
         if is_secret(key):
             raise InputError(f"grid.{key} cannot be varied: its values are secret, and the storage shows settings")

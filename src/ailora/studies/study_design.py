@@ -27,9 +27,9 @@ from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpe
 from ailora.studies.trial_keys import TrialKeys, trial_identity
 
 #: Default of `margin` for scores up to 1.
-_MARGIN = 0.01
+_DEFAULT_MARGIN = 0.01
 
-#: Maximum number of trials: with more, `ailora study status` would take longer than seconds.
+#: Maximum number of trials, so that `ailora study status` answers within seconds.
 _MAX_TRIALS = 20_000
 
 
@@ -48,7 +48,8 @@ class StudyDesign:
         keys: Keys of the trials.
 
     Raises:
-        InputError: A method, key, metric or baseline is unknown, the recipe refuses a value, or the grid is empty.
+        InputError: A method, key, metric or baseline is unknown, the recipe refuses a value, sequential seeds lack a
+            margin, or the study has too many trials.
     """
 
     def __init__(self, config: StudyConfig, *, to_run: bool = True, folder: Path | None = None) -> None:
@@ -114,7 +115,8 @@ class StudyDesign:
         margin = self.config.margin
         if isinstance(margin, str):
             return float(margin.rstrip(" %")) / 100
-        return _MARGIN if margin is None and self.metric(condition) in METRICS else margin
+        # `METRICS` are those of classification, whose scores are at most 1.
+        return _DEFAULT_MARGIN if margin is None and self.metric(condition) in METRICS else margin
 
     @property
     def selection_seeds(self) -> list[int]:
@@ -143,15 +145,16 @@ class StudyDesign:
             n_seeds: Number of seeds at the best rate; None for the number at the first look.
         """
         selection = self.selection_seeds
-        later = self.seeds[len(selection) : n_seeds or self.looks.counts[0]]
-        return LrSearch(self._rates(condition.method), selection, later, self.config.seeds_at == "all")
+        extra_seeds = self.seeds[len(selection) : n_seeds or self.looks.counts[0]]
+        everywhere = self.config.seeds_at == "all"
+        return LrSearch(self._rates(condition.method), selection, extra_seeds, everywhere=everywhere)
 
     def run_config(self, spec: TrialSpec) -> RunConfig:
         """Return the configuration of a trial, with an output folder of its own."""
         return self._configure(spec, str(self.config.trials_folder / self.keys.key(spec)))
 
     def score(self, spec: TrialSpec, result: TrialResult) -> float:
-        """Return the score of a completed trial on the validation split; larger is better."""
+        """Return the metric of a completed trial on the validation split, negated if a smaller value is better."""
         value = result.metrics["validation"][self.metric(spec.condition)]
         return value if self.larger_is_better(spec.condition) else -value
 
@@ -168,8 +171,8 @@ class StudyDesign:
         for trial in trials:
             spec = trial.spec
             if trial.ended and spec.max_steps is None:
-                done = trial.result if trial.status is Status.COMPLETE else None
-                score = self.score(spec, done) if done else math.nan
+                result = trial.result if trial.status is Status.COMPLETE else None
+                score = self.score(spec, result) if result else math.nan
                 scores[spec.condition][spec.learning_rate, spec.seed] = score
         return scores
 
@@ -206,7 +209,12 @@ class StudyDesign:
         ]
 
     def _reported_scores(self, trials: Sequence[Trial]) -> dict[Condition, dict[int, float] | None]:
-        """Collect the reported scores at the best rates for `ailora.studies.look_plan.plan_looks`."""
+        """Collect the scores at the best rates for `ailora.studies.look_plan.plan_looks`.
+
+        Returns:
+            Condition -> seed -> score on the reported split, in the metric's unit; NaN without a score. While the
+            search for the best rate of a condition goes on, its value is None.
+        """
         reported: dict[Condition, dict[int, float] | None] = dict.fromkeys(self.conditions)
         best = {}
         for condition, scores in self.scores(trials).items():
@@ -248,18 +256,19 @@ class StudyDesign:
         """Refuse a study with too many trials, before conditions are built."""
         config = self.config
         n_tasks = len(task_overrides(config))
-        n_settings = n_tasks * math.prod(map(len, config.grid.values()))
-        n_seeds = len(self.selection_seeds)
+        n_settings = math.prod(map(len, config.grid.values()))
+        n_selection_seeds = len(self.selection_seeds)
         n_trials_by_method = [
-            # All rates with the first seed, then the best rate and its two neighbours with all seeds.
-            max(n_rates * (n_seeds if config.seeds_at == "all" else 1), min(n_rates, 3) * n_seeds)
+            # At least: all rates with the first seed, or the best rate and its two neighbours with all selection seeds.
+            max(n_rates * (n_selection_seeds if config.seeds_at == "all" else 1), min(n_rates, 3) * n_selection_seeds)
             for n_rates in (len(self._rates(label).initial) for label in self.methods)
         ]
-        n_trials = n_settings * sum(n + len(self.seeds) - n_seeds for n in n_trials_by_method)
+        n_extra_seeds = len(self.seeds) - n_selection_seeds
+        n_trials = n_tasks * n_settings * sum(n + n_extra_seeds for n in n_trials_by_method)
         if n_trials > _MAX_TRIALS:
             raise InputError(
                 f"the study has about {n_trials:,} trials: {n_tasks:,} tasks x "
-                f"{n_settings // n_tasks:,} settings of the grid x {len(self.methods):,} methods x "
+                f"{n_settings:,} settings of the grid x {len(self.methods):,} methods x "
                 f"learning rates x seeds; expected at most {_MAX_TRIALS:,}. Remove some, or split the study"
             )
 

@@ -128,7 +128,7 @@ def _score_table(comparison: Comparison) -> SummaryTable:
     rows: list[list[str]] = []
     for condition, result in comparison.results.items():
         row = [
-            *_place(condition),
+            *_condition_cells(condition),
             format_lr(result.search.best),
             str(len(result.at_best)),
             _format(result.score, format_estimate),
@@ -178,8 +178,8 @@ def _has_other_seeds(comparison: Comparison, base: Condition, condition: Conditi
     difference = comparison.against_baseline[condition].difference
     if difference is None:
         return False
-    scores = comparison.results[base].scores.keys() | comparison.results[condition].scores.keys()
-    return scores != {*difference.seeds}
+    scored_seeds = comparison.results[base].scores.keys() | comparison.results[condition].scores.keys()
+    return scored_seeds != {*difference.seeds}
 
 
 def _rank_table(comparison: Comparison) -> SummaryTable:
@@ -193,22 +193,22 @@ def _rank_table(comparison: Comparison) -> SummaryTable:
 def _curve_tables(comparison: Comparison) -> Iterator[SummaryTable]:
     for base, others in comparison.by_baseline():
         results = [comparison.results[condition] for condition in (base, *others)]
-        rates = sorted({tried for result in results for tried in result.curve})
+        rates = sorted({rate for result in results for rate in result.curve})
         yield SummaryTable(
             f"Validation {comparison.design.metric(base)} over learning rate"
             + (f", {base.label}" if base.label else ""),
             ["learning rate", *(result.condition.method_label(base) for result in results)],
-            [[format_lr(tried), *(_curve_point(result, tried) for result in results)] for tried in rates],
+            [[format_lr(rate), *(_curve_point(result, rate) for result in results)] for rate in rates],
             ["Mean over seeds, their number in brackets; * the best rate."],
             "rates",
         )
 
 
-def _curve_point(result: MethodResult, tried: float) -> str:
-    if tried not in result.curve:
+def _curve_point(result: MethodResult, rate: float) -> str:
+    if rate not in result.curve:
         return ""
-    point = result.curve[tried]
-    return f"{format_number(point.mean)} ({point.n})" + (" *" if tried == result.search.best else "")
+    point = result.curve[rate]
+    return f"{format_number(point.mean)} ({point.n})" + (" *" if rate == result.search.best else "")
 
 
 def _describe_importances(comparison: Comparison) -> list[str]:
@@ -232,13 +232,13 @@ def _importance_table(comparison: Comparison) -> SummaryTable:
 
 def _good_range_table(comparison: Comparison) -> SummaryTable:
     rows = [
-        [*_place(c), *map(format_lr, (good.low, good.best, good.high)), f"{good.decades:.1f}"]
+        [*_condition_cells(c), *map(format_lr, (good.low, good.best, good.high)), f"{good.decades:.1f}"]
         for c, result in comparison.results.items()
         if (good := result.good_range) is not None
     ]
     note = (
-        "Rates around the best rate, the peak, whose mean validation score is within a point, or two standard errors, "
-        "of the peak's over the same selection seeds."
+        "Rates around the best rate (the peak) whose mean validation score is within one point, or two standard "
+        "errors, of the mean at the peak over the same selection seeds."
     )
     columns = ["on", "method", "from", "peak", "to", "decades"]
     return SummaryTable("Good learning rates", columns, rows, [note], "rates")
@@ -247,7 +247,7 @@ def _good_range_table(comparison: Comparison) -> SummaryTable:
 def _time_to_loss_table(comparison: Comparison) -> SummaryTable:
     rows = [
         [
-            *_place(condition),
+            *_condition_cells(condition),
             f"{sum(first.step is not None for first in time.reached.values())} of {len(time.reached)}",
             "not reached" if time.share is None else f"{time.share:.2f}",
             _format(time.seconds, "{:.0f}".format),
@@ -258,8 +258,8 @@ def _time_to_loss_table(comparison: Comparison) -> SummaryTable:
     ]
     columns = ["on", "method", "seeds that reach it", "share of steps", "seconds", "confirmed"]
     note = (
-        "When a run first has the final validation loss of the baseline's run with the same seed, seen at its "
-        "evaluations; medians over the seeds that reach it. Confirmed: runs whose schedule ends there reach it too."
+        "First evaluation of a run at or below the final validation loss of the baseline's run with the same seed; "
+        "medians over the seeds that reach this loss. Confirmed: runs whose schedule ends there reach it too."
     )
     return SummaryTable("Steps to the baseline's final loss", columns, rows, [note], "speed")
 
@@ -267,7 +267,7 @@ def _time_to_loss_table(comparison: Comparison) -> SummaryTable:
 def _cost_table(comparison: Comparison) -> SummaryTable:
     rows = [
         [
-            *_place(condition),
+            *_condition_cells(condition),
             _format(result.mean("trainable_parameters"), "{:,.0f}".format),
             _format(result.mean("init_seconds"), "{:.2f}".format),
             _format(result.step_milliseconds, "{:.0f}".format),
@@ -288,14 +288,14 @@ def _cost_table(comparison: Comparison) -> SummaryTable:
 
 def _failure_table(comparison: Comparison) -> SummaryTable:
     rows = [
-        [*_place(condition), truncate(" ".join(error.split()), _MAX_ERROR_CHARS)]
+        [*_condition_cells(condition), truncate(" ".join(error.split()), _MAX_ERROR_CHARS)]
         for condition, result in comparison.results.items()
         for error in result.errors
     ]
     return SummaryTable("Failed trials", ["on", "method", "learning rate, seed: error"], rows, topic="failures")
 
 
-def _place(condition: Condition) -> tuple[str, str]:
+def _condition_cells(condition: Condition) -> tuple[str, str]:
     return condition.label, condition.method
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: Characters of names that Markdown would read: escapes, ends of cells, and starts of HTML tags.
+#: Characters in names that Markdown would interpret: escapes, ends of cells, and starts of HTML tags.
 _MARKUP = re.compile(r"[\\|]|<(?=[A-Za-z/!?])")
 
 

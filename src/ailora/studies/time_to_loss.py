@@ -40,8 +40,8 @@ class TimeToLoss:
         seconds: Median training time until this evaluation, in seconds, over the seeds that reached the loss; None if
             no seed did.
         confirmed: Whether runs scheduled to end at this evaluation reach the loss, on average over seeds. A failed run
-            counts as not reaching the loss. None without such runs, until all of them have ended, and if they reach the
-            loss although not all seeds of the full schedule do.
+            counts as not reaching the loss. None if there are no such runs, or if some have not ended. Also None if
+            they reach the loss, but a seed of the full schedule does not.
     """
 
     reached: dict[int, FirstReached]
@@ -60,7 +60,8 @@ class TimeToLoss:
 
         None unless all seeds reach the loss after the start and before their last evaluation.
         """
-        # In the middle of a schedule the learning rate is still high: only a schedule ending there is comparable.
+        # In the middle of the full schedule, the learning rate is still high. Only a schedule that ends at this step is
+        # comparable with the baseline's schedule at its end.
         steps = [f.step for f in self.reached.values() if f.step is not None and 0 < f.step < f.last_step]
         return math.ceil(statistics.median(steps)) if len(steps) == len(self.reached) else None
 
@@ -76,20 +77,20 @@ def measure_time_to_loss(method: MethodResult, baseline: MethodResult, trials: S
     Returns:
         The time; None if no seed has evaluations of both methods.
     """
-    finals = {seed: loss for seed, run in baseline.at_best.items() if math.isfinite(loss := _final_loss(run))}
-    runs = {seed: run for seed, run in method.at_best.items() if seed in finals and run.history}
+    final_losses = {seed: loss for seed, run in baseline.at_best.items() if math.isfinite(loss := _final_loss(run))}
+    runs = {seed: run for seed, run in method.at_best.items() if seed in final_losses and run.history}
     if not runs:
         return None
-    reached = {seed: find_first_reached(run.history, finals[seed]) for seed, run in runs.items()}
+    reached = {seed: find_first_reached(run.history, final_losses[seed]) for seed, run in runs.items()}
     seconds = [
         train_seconds * share
         for seed, first in reached.items()
         if (share := first.share) is not None and (train_seconds := runs[seed].train_seconds) is not None
     ]
     time = TimeToLoss(reached, statistics.median(seconds) if seconds else None)
-    confirmed = _is_confirmed(method, finals, trials, steps=time.confirmation_steps)
+    confirmed = _is_confirmed(method, final_losses, trials, steps=time.confirmation_steps)
     if confirmed and time.confirmation_steps is None:
-        # The runs are older than the seed that does not reach the loss: they may refute the time, not confirm it.
+        # These runs were planned before a seed failed to reach the loss: they can refute the time, but not confirm it.
         confirmed = None
     return replace(time, confirmed=confirmed)
 
@@ -114,13 +115,13 @@ def find_first_reached(history: Sequence[Mapping[str, float]], target: float) ->
 
 
 def _is_confirmed(
-    method: MethodResult, finals: Mapping[int, float], trials: Sequence[Trial], *, steps: int | None
+    method: MethodResult, final_losses: Mapping[int, float], trials: Sequence[Trial], *, steps: int | None
 ) -> bool | None:
     """Return whether runs with shorter schedules reach the baseline's losses, on average over their seeds.
 
     Args:
         method: Results of the method.
-        finals: Seed -> final loss of the baseline.
+        final_losses: Seed -> final loss of the baseline.
         trials: Trials of the whole study.
         steps: Length of the schedules; None for any length.
     """
@@ -132,12 +133,12 @@ def _is_confirmed(
         and spec.max_steps is not None
         and steps in (None, spec.max_steps)
         and spec.learning_rate == method.search.best
-        and spec.seed in finals
+        and spec.seed in final_losses
     ]
     if not runs or not all(trial.ended for trial in runs):
         return None
     # A failed run must not confirm the time: its infinite gap makes the mean infinite.
-    gaps = [_final_loss(trial.result) - finals[trial.spec.seed] if trial.result else math.inf for trial in runs]
+    gaps = [_final_loss(trial.result) - final_losses[trial.spec.seed] if trial.result else math.inf for trial in runs]
     return statistics.fmean(gaps) <= 0
 
 

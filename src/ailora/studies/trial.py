@@ -14,7 +14,7 @@ ONLY_TASK = "base"
 
 def is_invalid_input(error: object) -> bool:
     """Return whether the stored error of a trial is an `InputError`, whose cause the user can correct."""
-    # `ailora.studies.trial_runner` stores the name of an exception with its message.
+    # `ailora.studies.trial_runner` stores the name of an exception before its message.
     return isinstance(error, str) and error.startswith("InputError: ")
 
 
@@ -44,12 +44,12 @@ class Condition:
 
     @property
     def label(self) -> str:
-        """Task and setting for a reader; empty in a study without tasks and grid."""
+        """Task and setting for display; empty in a study without tasks and grid."""
         return ", ".join(part for part in ("" if self.task == ONLY_TASK else self.task, self.setting_label) if part)
 
     @property
     def setting_label(self) -> str:
-        """Setting for a reader, such as `rank 8`; empty in a study without a grid."""
+        """Setting for display, such as `rank 8`; empty in a study without a grid."""
         return format_setting(self.values)
 
     @property
@@ -64,7 +64,7 @@ class Condition:
 
 
 def setting_name(key: str) -> str:
-    """Return the name of a grid's key for a reader: the part after its last dot."""
+    """Return the name of a grid's key for display: the part after its last dot."""
     return key.rpartition(".")[2]
 
 
@@ -178,7 +178,7 @@ _RESULT_COLUMNS = [
 
 
 class Status(StrEnum):
-    """Status of a trial. The names are those of Optuna's `TrialState`."""
+    """Status of a trial, with values for display. The names are those of Optuna's `TrialState`."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -198,7 +198,7 @@ class Trial:
         status: Status of the trial.
         result: Result of the run; None unless complete.
         error: Reason why the trial failed or was pruned; None otherwise.
-        attempts: Number of starts, without those that a user interrupted; at least 1.
+        attempts: Number of starts, without those that a user interrupted or that failed by invalid input; at least 1.
     """
 
     number: int

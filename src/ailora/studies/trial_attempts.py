@@ -1,8 +1,8 @@
 """Attempts of trials in an Optuna study: their attributes, and which attempt counts.
 
-A key identifies a trial. A trial may have several attempts, and the first attempt, by number, that was neither lost nor
-refused counts. Two workers may therefore add the same trial at once. If a worker dies while it adds a trial, the trial
-is added again.
+A key identifies a trial, which may have several attempts. The first attempt, by number, that was neither lost
+(`is_lost`) nor refused (`is_refused`) counts. Two workers may therefore add the same trial at once. If a worker dies
+while it adds a trial, the trial is added again.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from sqlalchemy import select
 
 from ailora.studies.trial import Status, Trial, TrialResult, TrialSpec, is_invalid_input
 
-# Attributes of an attempt in databases: `key` and `cell` from the start, a single further attribute at the end.
+# Names of an attempt's attributes in databases: `key` and `cell` are set when it is queued, and at most one of the
+# others when it ends.
 KEY, SPEC, RESULT, ERROR, INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
-#: Fields of Optuna's trials that ailora does not read.
+#: Placeholders for fields that `FrozenTrial` requires, but ailora does not read.
 _UNREAD: dict[str, Any] = {
     "value": None,
     "datetime_complete": None,
@@ -68,8 +69,8 @@ def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
         retries: Number of restarts of a trial whose worker died.
 
     Returns:
-        The trial. If its last attempt was lost and none counts, the trial waits; if workers died in more than `retries`
-        attempts, it has failed.
+        The trial. If all attempts were lost or refused, and the last was lost, the trial waits for another attempt, or
+        has failed if workers died in more than `retries` attempts.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: An attribute is missing or damaged.
@@ -77,13 +78,13 @@ def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
     frozen = find_counted_attempt(attempts)
     attributes = frozen.user_attrs
     status, error = Status[frozen.state.name], attributes.get(ERROR)
-    started = sum(
+    n_starts = sum(
         a.datetime_start is not None and INTERRUPTED not in a.user_attrs and not is_refused(a) for a in attempts
     )
     if is_lost(frozen):
-        exhausted = started > retries
+        exhausted = n_starts > retries
         status = Status.FAIL if exhausted else Status.WAITING
-        error = f"its worker died {started} times" if exhausted else None
+        error = f"its worker died {n_starts} times" if exhausted else None
     return Trial(
         number=frozen.number,
         key=attributes[KEY],
@@ -91,7 +92,7 @@ def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
         status=status,
         result=TrialResult.from_dict(attributes[RESULT]) if RESULT in attributes else None,
         error=error,
-        attempts=max(started, 1),
+        attempts=max(n_starts, 1),
     )
 
 

@@ -30,12 +30,12 @@ _NO_CONDITION = Condition("", "")
 
 
 class TrialKeys:
-    """Keys of a study's trials with the installed library versions.
+    """Keys of a study's trials, computed with the installed library versions.
 
     Args:
         identities: Condition -> plain data of its run configuration, from `trial_identity`.
-        seeds: Seeds of the study. Trials with other seeds, which the study file no longer has, are not part of it. None
-            for any seed.
+        seeds: Seeds of the study; trials with other seeds, such as seeds removed from the study file, do not match.
+            None for any seed.
 
     Attributes:
         conditions: Conditions of the study, in the order of the study.
@@ -55,8 +55,9 @@ class TrialKeys:
         """Hash a trial's configuration without its output folder, together with the library versions."""
         if spec not in self._keys:
             identity = self.identities[spec.condition]
-            # The trials of a condition differ in few arguments: dumping 10,000 whole configurations would be slow.
+            # The trials of a condition differ in few arguments: `model_dump` of 10,000 configurations would be slow.
             training = {**identity["training"], **spec.training_arguments}
+            # Appended only if set, so that full runs keep the keys in existing databases.
             until = [] if spec.until_step is None else [spec.until_step]
             content = json.dumps(
                 [identity | {"training": training}, self._versions, *until], sort_keys=True, default=str
@@ -66,11 +67,12 @@ class TrialKeys:
         return self._keys[spec]
 
     def matching_specs(self, key: str, stored: TrialSpec) -> list[TrialSpec]:
-        """List the specifications of the study, with the installed versions, to which a stored trial belongs.
+        """List the specifications of the study to which a stored trial belongs.
 
-        The key decides, because a storage has a single trial for each key. The stored condition is outdated if the
-        study file has renamed a method or a task, or has changed the keys of the grid. A trial belongs to several
-        conditions if these have equal configurations.
+        The key decides, because a storage has a single trial for each key. A trial of other library versions has a
+        different key, and is not part of the study. The stored condition is outdated if the study file has renamed a
+        method or a task, or has changed the keys of the grid. A trial belongs to several conditions if these have equal
+        configurations.
 
         Args:
             key: Key of the trial.
@@ -88,7 +90,7 @@ class TrialKeys:
         return [replace(stored, condition=condition) for condition in conditions]
 
     def matching_trials(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Select the trials of the study with the installed versions.
+        """Select the trials of the study; trials of other library versions are left out.
 
         Args:
             trials: Trials of the storage.
@@ -110,14 +112,14 @@ class TrialKeys:
         return by_condition
 
     def _find_conditions(self, spec: TrialSpec) -> dict[str, list[Condition]]:
-        """Map the keys of a specification under all conditions to these conditions."""
-        unplaced = replace(spec, condition=_NO_CONDITION)
-        if unplaced not in self._conditions_by_key:
+        """Compute the key of a specification for each condition: key -> conditions with this key."""
+        without_condition = replace(spec, condition=_NO_CONDITION)
+        if without_condition not in self._conditions_by_key:
             by_key: dict[str, list[Condition]] = {}
             for condition in self.conditions:
                 by_key.setdefault(self.key(replace(spec, condition=condition)), []).append(condition)
-            self._conditions_by_key[unplaced] = by_key
-        return self._conditions_by_key[unplaced]
+            self._conditions_by_key[without_condition] = by_key
+        return self._conditions_by_key[without_condition]
 
     def with_paths_of(self, recorded: Mapping[Condition, dict[str, Any]]) -> TrialKeys:
         """Return keys with the paths of recorded identities, where nothing else differs.
@@ -127,8 +129,8 @@ class TrialKeys:
         """
         identities = dict(self.identities)
         for condition in identities.keys() & recorded.keys():
-            differing = _find_differences(identities[condition], recorded[condition])
-            if all(map(_hold_path, differing.values())):
+            differences = _find_differences(identities[condition], recorded[condition])
+            if all(map(_has_absolute_path, differences.values())):
                 identities[condition] = recorded[condition]
         return TrialKeys(identities, seeds=self._seeds)
 
@@ -202,20 +204,20 @@ def find_moved_paths(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -
 
     Returns:
         Dotted key -> value in the storage and present value. At least one of them is an absolute path, or a list with
-        an absolute path. The other may be the name of a model, or a template.
+        an absolute path. The other may be the name of a model, or the text of a chat template.
     """
-    return {name: pair for name, pair in _find_differences(identity, recorded).items() if _hold_path(pair)}
+    return {name: pair for name, pair in _find_differences(identity, recorded).items() if _has_absolute_path(pair)}
 
 
 def _find_differences(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
-    # The storage holds lists in the place of tuples, and strings in the place of other objects.
+    # The storage holds lists instead of tuples, and strings instead of other objects.
     present = flatten(json.loads(json.dumps(identity, default=str)))
     stored = flatten(recorded)
     pairs = {name: (stored.get(name), present.get(name)) for name in stored.keys() | present.keys()}
     return {name: pair for name, pair in sorted(pairs.items()) if pair[0] != pair[1]}
 
 
-def _hold_path(pair: tuple[object, object]) -> bool:
+def _has_absolute_path(pair: tuple[object, object]) -> bool:
     values = [item for value in pair for item in (value if isinstance(value, list) else [value])]
     return any(isinstance(value, str) and os.path.isabs(value) for value in values)
 
@@ -227,7 +229,7 @@ def _parse(text: object) -> tuple[object, dict[Condition, dict[str, Any]]]:
     try:
         content = zlib.decompressobj().decompress(base64.b64decode(text), _MAX_JSON_BYTES)
         fingerprint, entries = json.loads(content)
-        identities = {Condition.from_values(*place): identity for *place, identity in entries}
+        identities = {Condition.from_values(*fields): identity for *fields, identity in entries}
         return (fingerprint, identities) if all(map(_is_identity, identities.values())) else (None, {})
     except (ValueError, TypeError, AttributeError, RecursionError, zlib.error):
         return None, {}

@@ -77,8 +77,8 @@ def run_trial(
         config: Configuration of the run.
         keep: Part of the model to keep: `nothing`, `adapter` or `all`. All files of a prefix are kept.
         should_continue: Called at every evaluation; None to always continue.
-        prefix: Part of the run to train, its first steps; None for the full run. A longer prefix or the full run
-            resumes there.
+        prefix: First steps of the run, to train only these; None for the full run. A later call with a longer prefix
+            or for the full run resumes at the end of this prefix.
 
     Returns:
         The result of the run.
@@ -104,7 +104,7 @@ def run_trial(
 
 
 def _summarize_prefix(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Summarize the evaluations of a prefix like `result.json`."""
+    """Summarize the evaluations of a prefix in the format of `result.json`."""
     last = {name: value for name, value in history[-1].items() if name not in ("step", "epoch")}
     return {"metrics": {"validation": last}, "history": history, "steps": history[-1]["step"]}
 
@@ -125,7 +125,7 @@ def run_in_subprocess(
         config: Configuration of the run.
         keep: Part of the model to keep: `nothing`, `adapter` or `all`.
         should_continue: Called in this process at every evaluation; None to always continue.
-        prefix: Part of the run to train, its first steps; None for the full run.
+        prefix: First steps of the run, to train only these; None for the full run.
 
     Returns:
         The result of the run.
@@ -139,7 +139,7 @@ def run_in_subprocess(
     process = context.Process(
         target=_trial_main,
         args=(child_connection, config),
-        kwargs={"keep": keep, "asks": should_continue is not None, "prefix": prefix},
+        kwargs={"keep": keep, "may_end_early": should_continue is not None, "prefix": prefix},
     )
     with safe_import_path():
         process.start()
@@ -183,8 +183,13 @@ def _multiprocessing_context() -> ForkServerContext | SpawnContext:
     return context
 
 
-def _trial_main(worker: Connection, config: RunConfig, *, keep: str, asks: bool, prefix: RunPrefix | None) -> None:
-    """Run a trial in its process: send result or error to the worker, and ask the worker whether to continue."""
+def _trial_main(
+    worker: Connection, config: RunConfig, *, keep: str, may_end_early: bool, prefix: RunPrefix | None
+) -> None:
+    """Run a trial in its own process, and send its result or error to the worker.
+
+    If `may_end_early`, ask the worker at each evaluation whether to continue.
+    """
 
     def ask(step: int, loss: float) -> bool:
         worker.send((step, loss))
@@ -198,7 +203,7 @@ def _trial_main(worker: Connection, config: RunConfig, *, keep: str, asks: bool,
     output.parent.mkdir(parents=True, exist_ok=True)
     _redirect_output(output.with_suffix(".log"))
     try:
-        worker.send(run_trial(config, keep, ask if asks else None, prefix=prefix))
+        worker.send(run_trial(config, keep, ask if may_end_early else None, prefix=prefix))
     except (TrialError, TrialPruned) as end:
         worker.send(end)
     except (Exception, SystemExit) as error:

@@ -34,7 +34,7 @@ from ailora.studies.trial_keys import TrialKeys
 
 #: Attributes of an Optuna study: the study file, the text of its `TrialKeys`, and the folder of its relative paths.
 _CONFIG, _TRIAL_KEYS, _FOLDER = "study", "trial_keys", "folder"
-#: With several heartbeats, a late one does not make a living worker count as dead.
+#: Heartbeats that a worker sends within the timeout, so that a late heartbeat does not make it count as dead.
 _HEARTBEATS_PER_TIMEOUT = 6
 
 
@@ -62,7 +62,7 @@ class TrialStorage:
         self._storage = storage
         self._read_only = read_only
         self._waiting: deque[FrozenTrial] = deque()
-        self._refreshed = -float("inf")
+        self._refreshed_at = -float("inf")
         storage.grace_period = self.config["worker_timeout"]
         storage.heartbeat_interval = max(1, storage.grace_period // _HEARTBEATS_PER_TIMEOUT)
 
@@ -82,7 +82,7 @@ class TrialStorage:
             InputError: The storage cannot be reached, or already has a study of that name.
         """
         with open_storage(url) as storage:
-            # A study without a file may exist already: its creation was interrupted, see `_is_incomplete`.
+            # A study without a stored study file may exist already: its creation was interrupted, see `_is_incomplete`.
             study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
             if not _is_incomplete(study):
                 raise InputError(f"{mask_url(url)} already has a study {name!r}")
@@ -169,7 +169,7 @@ class TrialStorage:
             self.folder = folder
 
     def enqueue(self, specs: Mapping[str, TrialSpec]) -> int:
-        """Queue the trials missing in the storage.
+        """Queue the trials that the storage lacks.
 
         Args:
             specs: Specification of each trial, by key.
@@ -183,11 +183,11 @@ class TrialStorage:
             for key, spec in new.items():
                 self._study.enqueue_trial({}, user_attrs={KEY: key, SPEC: spec.to_dict()})
         if new:
-            self._refreshed = -float("inf")
+            self._refreshed_at = -float("inf")
         return len(new)
 
     def retry_refused(self, keys: TrialKeys) -> None:
-        """Queue the trials again that failed by invalid input.
+        """Queue again all trials that failed by invalid input.
 
         Args:
             keys: Keys of the study; other trials are not queued.
@@ -197,7 +197,7 @@ class TrialStorage:
                 trial = self._to_trial(attempts)
                 if trial.refused and keys.matching_specs(trial.key, trial.spec):
                     self._enqueue_again(attempts[0])
-        self._refreshed = -float("inf")
+        self._refreshed_at = -float("inf")
 
     def trials(self) -> list[Trial]:
         """Read all trials in the order of the queue.
@@ -221,7 +221,7 @@ class TrialStorage:
         # Optuna's `ask` would create a trial if none is waiting. The queue is refreshed after each timeout, so that
         # trials of dead workers return before a long queue ends.
         with storage_errors(self.url):
-            if not self._waiting or time.monotonic() - self._refreshed > self.config["worker_timeout"]:
+            if not self._waiting or time.monotonic() - self._refreshed_at > self.config["worker_timeout"]:
                 self._refresh_queue()
             while self._waiting:
                 frozen = self._waiting.popleft()
@@ -244,7 +244,7 @@ class TrialStorage:
     def _refresh_queue(self) -> None:
         """Find the waiting trials, and queue the trials of dead workers again."""
         # Optuna's RetryHeartbeatStaleTrialCallback marks a trial as failed, and then queues it again. If its process is
-        # killed in between, the trial is lost.
+        # killed in between, nothing queues the trial. Therefore the loop below looks for all lost trials each time.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(self._study)
@@ -253,7 +253,7 @@ class TrialStorage:
                 self._enqueue_again(attempts[0])
         counted = map(find_counted_attempt, self._attempts().values())
         self._waiting = deque(frozen for frozen in counted if frozen.state is TrialState.WAITING)
-        self._refreshed = time.monotonic()
+        self._refreshed_at = time.monotonic()
 
     def _enqueue_again(self, attempt: FrozenTrial) -> None:
         self._study.enqueue_trial({}, user_attrs={name: attempt.user_attrs[name] for name in (KEY, SPEC)})
@@ -262,7 +262,8 @@ class TrialStorage:
         """Read all attempts by key, each list by number."""
         with storage_errors(self.url):
             if self._read_only:
-                # Optuna reads five more tables, and takes five times as long. Workers benefit from its cache.
+                # Optuna's `get_trials` reads five more tables, and takes five times as long. Workers benefit from its
+                # cache.
                 return group_attempts(read_frozen_trials(self._storage, self.name))
             return group_attempts(self._study.get_trials(deepcopy=False))
 

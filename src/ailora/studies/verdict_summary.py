@@ -27,7 +27,7 @@ _RELATIONS = {
 def describe_overall(comparison: Comparison) -> list[str]:
     """Describe how many comparisons have each verdict."""
     baseline = comparison.design.baseline
-    counts = Counter(against.verdict for against in _paired(comparison).values())
+    counts = Counter(against.verdict for against in _paired_comparisons(comparison).values())
     if not counts:
         return [f"No method has been compared with the baseline {baseline} yet."]
     total = counts.total()
@@ -52,7 +52,7 @@ def describe_decided(comparison: Comparison) -> list[str]:
     decided = [
         condition
         for verdict in _RELATIONS
-        for condition, against in _paired(comparison).items()
+        for condition, against in _paired_comparisons(comparison).items()
         if against.verdict == verdict
     ]
     return limit_sentences([_decided_result(comparison, condition) for condition in decided], _TABLE)
@@ -60,7 +60,11 @@ def describe_decided(comparison: Comparison) -> list[str]:
 
 def describe_undecided(comparison: Comparison) -> list[str]:
     """Describe how many seeds each undecided comparison still needs. Long lists are shortened."""
-    undecided = [c for c, against in _paired(comparison).items() if against.verdict == StudyVerdict.UNDECIDED]
+    undecided = [
+        condition
+        for condition, against in _paired_comparisons(comparison).items()
+        if against.verdict == StudyVerdict.UNDECIDED
+    ]
     return limit_sentences([_undecided_result(comparison, condition) for condition in undecided], _TABLE)
 
 
@@ -101,9 +105,9 @@ def describe_rule(comparison: Comparison) -> str:
     )
     return (
         f"Better or worse: a paired t-test over seeds shows a difference. {equivalence}Undecided: neither, "
-        f"which is not equality. {at_looks}A p is below {ALPHA} after Holm's correction over a family of "
-        f"{comparison.family_size} comparisons, for differences and equivalences each. Verdicts speak of seeds on this "
-        "test set; the bootstrap draws examples too."
+        f"which is not equality. {at_looks}A test shows its claim if p is below {ALPHA} after Holm's correction over a "
+        f"family of {comparison.family_size} comparisons, separately for differences and equivalences. "
+        "Verdicts speak of seeds on this test set; the bootstrap draws examples too."
     )
 
 
@@ -116,8 +120,8 @@ def verdict_table(comparison: Comparison) -> SummaryTable:
             condition.method,
             str(judged.difference.n),
             str(judged),
-            _p_value(judged.adjusted_p),
-            _p_value(judged.adjusted_equivalence_p),
+            _format_p_value(judged.adjusted_p),
+            _format_p_value(judged.adjusted_equivalence_p),
             "-" if judged.margin is None else f"{judged.margin:.3g}",
             "-" if judged.smallest_margin is None else f"{judged.smallest_margin:.3g}",
             "-" if judged.missing_seeds is None else _format_missing_seeds(judged.missing_seeds),
@@ -131,8 +135,9 @@ def verdict_table(comparison: Comparison) -> SummaryTable:
         "equal methods with a power of 80 %, from the 80 % interval of the spread over seeds."
     )
     notes = [note]
-    if any((j := against.judgement) and j.n_failed + j.n_baseline_failed for against in _paired(comparison).values()):
-        notes.append("Whatever its p, a verdict in favour of a method or of the baseline needs a score at each seed.")
+    judgements = [against.judgement for against in _paired_comparisons(comparison).values() if against.judgement]
+    if any(judgement.n_failed or judgement.n_baseline_failed for judgement in judgements):
+        notes.append("A verdict in favour of a method or of the baseline needs its score at each seed, whatever the p.")
     return SummaryTable("Verdicts", columns, rows, notes, "scores")
 
 
@@ -154,7 +159,7 @@ def format_estimate(estimate: Estimate, sign: str = "") -> str:
     return format_interval(estimate.mean, estimate.low, estimate.high, sign)
 
 
-def _paired(comparison: Comparison) -> dict[Condition, BaselineComparison]:
+def _paired_comparisons(comparison: Comparison) -> dict[Condition, BaselineComparison]:
     return {c: against for c, against in comparison.against_baseline.items() if against.difference is not None}
 
 
@@ -190,7 +195,7 @@ def _undecided_result(comparison: Comparison, condition: Condition) -> str:
         parts.append("a test needs at least two seeds")
     if judged.missing_seeds is not None and judged.margin is not None:
         parts.append(
-            f"{_format_missing_seeds(judged.missing_seeds, between=True)} more seeds would show equivalence within "
+            f"{_format_missing_seeds(judged.missing_seeds, in_sentence=True)} more seeds would show equivalence within "
             f"{_format_margin(comparison, judged.margin)} if the methods are equal"
         )
     if judged.smallest_margin is not None:
@@ -205,13 +210,13 @@ def _format_margin(comparison: Comparison, margin: float) -> str:
     return f"{margin:.3g}" + (f" ({share} of the baseline)" if isinstance(share, str) else "")
 
 
-def _format_missing_seeds(numbers: tuple[int, int | None], *, between: bool = False) -> str:
+def _format_missing_seeds(numbers: tuple[int, int | None], *, in_sentence: bool = False) -> str:
     low, high = numbers
     if high is None:
         return f"more than {low:,}"
     if low == high:
-        return f"about {low:,}" if between else f"{low:,}"
-    return f"between {low:,} and {high:,}" if between else f"{low:,} to {high:,}"
+        return f"about {low:,}" if in_sentence else f"{low:,}"
+    return f"between {low:,} and {high:,}" if in_sentence else f"{low:,} to {high:,}"
 
 
 def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition]) -> str:
@@ -234,9 +239,13 @@ def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition
             parts.append(f"{join_names(labels)} {'has' if len(labels) == 1 else 'have'} {reason}")
     parts += _failures(comparison, others)
     score, design = comparison.results[base].score, comparison.design
-    at = f" ({design.metric(base)} {format_estimate(score)} on the {design.report_split(base)} split)" if score else ""
+    baseline_score = (
+        f" ({design.metric(base)} {format_estimate(score)} on the {design.report_split(base)} split)" if score else ""
+    )
     outcomes = "; ".join(parts) or "no method is compared"
-    return capitalize(f"{base.sentence_prefix}against the baseline {_quote_commas(base.method)}{at}: {outcomes}.")
+    return capitalize(
+        f"{base.sentence_prefix}against the baseline {_quote_commas(base.method)}{baseline_score}: {outcomes}."
+    )
 
 
 def _reason_without_pair(result: MethodResult) -> str:
@@ -247,13 +256,17 @@ def _reason_without_pair(result: MethodResult) -> str:
 
 def _failures(comparison: Comparison, conditions: Sequence[Condition]) -> list[str]:
     """Describe the failed seeds of methods and of their baseline, up to the latest look of each."""
-    judged = [(c, j) for c in conditions if (j := comparison.against_baseline[c].judgement) is not None]
+    # Label -> number of seeds at the latest look, and number of these that failed.
     counts: dict[str, tuple[int, int]] = {}
-    for condition, judgement in judged:
+    for condition in conditions:
+        judgement = comparison.against_baseline[condition].judgement
+        if judgement is None:
+            continue
         base = comparison.design.baseline_for(condition)
         counts[condition.method_label(base)] = judgement.look, judgement.n_failed
-        baseline = judgement.look, judgement.n_baseline_failed
-        counts[base.method] = max(counts.get(base.method, baseline), baseline)
+        # Methods may be at different looks: the latest look has all failed seeds of the baseline.
+        baseline_counts = judgement.look, judgement.n_baseline_failed
+        counts[base.method] = max(counts.get(base.method, baseline_counts), baseline_counts)
     return [
         f"{failed} of {look} seeds of {_quote_commas(label)} failed at its chosen rate"
         for label, (look, failed) in counts.items()
@@ -272,11 +285,11 @@ def _evidence(against: BaselineComparison, separator: str) -> str:
     if judged is None or judged.adjusted_p is None:
         return ""
     if judged.verdict is StudyVerdict.EQUIVALENT:
-        return f"{separator}equivalence p {_p_value(judged.adjusted_equivalence_p)} after Holm's correction"
-    return f"{separator}p {_p_value(judged.adjusted_p)} after Holm's correction"
+        return f"{separator}equivalence p {_format_p_value(judged.adjusted_equivalence_p)} after Holm's correction"
+    return f"{separator}p {_format_p_value(judged.adjusted_p)} after Holm's correction"
 
 
-def _p_value(p: float | None) -> str:
+def _format_p_value(p: float | None) -> str:
     if p is None:
         return "-"
     return "< 0.001" if p < 0.0005 else f"{p:.3f}"

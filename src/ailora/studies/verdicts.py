@@ -67,13 +67,14 @@ class PairedScores:
         larger_is_better: bool,
     ) -> PairedScores:
         """Pair the finite scores of a method and the baseline by seed."""
-        ours, theirs = (np.array([by_seed.get(seed, math.nan) for seed in seeds]) for by_seed in (scores, baseline))
-        n_failed, n_baseline_failed = (int((~np.isfinite(s)).sum()) for s in (ours, theirs))
-        exists = np.isfinite(ours) & np.isfinite(theirs)
-        differences = np.subtract(ours, theirs, out=np.full(len(seeds), math.nan), where=exists)
-        largest = max((float(np.abs(s[exists]).max()) for s in (ours, theirs)), default=0.0) if exists.any() else 0.0
+        # (method and baseline, seeds)
+        values = np.array([[by_seed.get(seed, math.nan) for seed in seeds] for by_seed in (scores, baseline)], float)
+        n_failed, n_baseline_failed = (~np.isfinite(values)).sum(axis=1).tolist()
+        is_pair = np.isfinite(values).all(axis=0)
+        differences = np.subtract(values[0], values[1], out=np.full(len(seeds), math.nan), where=is_pair)
+        largest_score = float(np.abs(values[:, is_pair]).max(initial=0.0))
         # 8 units in the last place bound the rounding of two scores and of their difference.
-        rounding = 8 * float(np.finfo(float).eps) * largest
+        rounding = 8 * float(np.finfo(float).eps) * largest_score
         return cls(tuple(seeds), differences, n_failed, n_baseline_failed, rounding, margin, larger_is_better)
 
 
@@ -83,8 +84,8 @@ class Judgement:
 
     Attributes:
         verdict: The verdict; better and worse take precedence over equivalent. A verdict that favours a side needs a
-            score of this side at every seed of the look, since a method may fail at the seeds that it would do worst
-            at. Better favours the method, worse the baseline, and equivalent both.
+            score of this side at every seed of the look, since a method may fail at just the seeds where it would score
+            worst. Better favours the method, worse the baseline, and equivalent both.
         equivalent: Whether the difference is shown to be within the margin; None if equivalence is not judged.
         seeds: Seeds of the differences.
         look: Number of seeds at the latest look, including seeds with a failed run.
@@ -165,27 +166,33 @@ def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending:
     Returns:
         Comparison -> judgement.
     """
-    moments = {key: LookMoments.from_differences(p.differences, schedule, p.rounding) for key, p in pairs.items()}
+    moments = {
+        key: LookMoments.from_differences(pair.differences, schedule, pair.rounding) for key, pair in pairs.items()
+    }
     moments = {key: m for key, m in moments.items() if m.counts[-1] >= 2}
     p_values = {key: float(m.difference_p()[-1]) for key, m in moments.items()}
-    equivalence = {
+    equivalence_p_values = {
         key: float(m.equivalence_p(margin)[-1])
         for key, m in moments.items()
         if (margin := pairs[key].margin) is not None
     }
-    adjusted, adjusted_equivalence = (holm(family, n_pending=n_pending) for family in (p_values, equivalence))
-    equivalent = {key for key, p in adjusted_equivalence.items() if p < ALPHA}
+    adjusted_p, adjusted_equivalence_p = (
+        holm(family, n_pending=n_pending) for family in (p_values, equivalence_p_values)
+    )
+    equivalent = {key for key, p in adjusted_equivalence_p.items() if p < ALPHA}
+    n_equivalence_tests = len(equivalence_p_values) + n_pending
     return {
         key: _judge(
             pair,
             moments.get(key),
             _Evidence(
                 p_value=p_values.get(key),
-                adjusted_p=adjusted.get(key),
-                equivalence_p=equivalence.get(key),
-                adjusted_equivalence_p=adjusted_equivalence.get(key),
-                # Holm's procedure rejects the smallest p-values first: each equivalence shown raises this level.
-                level=ALPHA / max(len(equivalence) + n_pending - len(equivalent - {key}), 1),
+                adjusted_p=adjusted_p.get(key),
+                equivalence_p=equivalence_p_values.get(key),
+                adjusted_equivalence_p=adjusted_equivalence_p.get(key),
+                # Holm's procedure divides the error rate by the number of hypotheses that are not rejected yet: each
+                # equivalence shown for another comparison raises this level.
+                level=ALPHA / max(n_equivalence_tests - len(equivalent - {key}), 1),
             ),
         )
         for key, pair in pairs.items()
@@ -225,7 +232,8 @@ def _judge(pair: PairedScores, moments: LookMoments | None, evidence: _Evidence)
         largest = statistics[np.argmax(np.abs(statistics))]
         is_better = bool(largest > 0) is pair.larger_is_better
         verdict = StudyVerdict.BETTER if is_better else StudyVerdict.WORSE
-        if pair.n_failed if is_better else pair.n_baseline_failed:
+        n_failed_of_favoured = pair.n_failed if is_better else pair.n_baseline_failed
+        if n_failed_of_favoured:
             verdict = StudyVerdict.UNDECIDED
     undecided = verdict is StudyVerdict.UNDECIDED
     return Judgement(
@@ -274,7 +282,8 @@ def _missing_seeds(moments: LookMoments, margin: float, level: float) -> tuple[i
     n, sd = int(moments.counts[-1]), float(moments.sds[-1])
     if sd == 0:
         return None
-    # A study with more seeds would have a later last look. For 5 to 50 seeds, its constant differs by less than 2 %.
+    # A study with more seeds would have a later last look. For a last look at 5 to 50 seeds, the constants of the
+    # boundaries differ by less than 2 %.
     nominal_level = float(special.ndtr(-moments.schedule.one_sided.critical_value(level)))
     tails = (1 - _SPREAD_CONFIDENCE) / 2, (1 + _SPREAD_CONFIDENCE) / 2
     small, large = (sd * math.sqrt((n - 1) / special.chdtri(n - 1, tail)) for tail in tails)
@@ -293,12 +302,12 @@ def equivalence_seeds(sd: float, margin: float, level: float) -> int:
         level: Error rate of each one-sided test.
 
     Returns:
-        The number of seeds.
+        The number of seeds, at most 10^9 - 1.
     """
 
     def suffices(n: int) -> bool:
-        quantiles = special.stdtrit(n - 1, 1 - level) + special.stdtrit(n - 1, (1 + _POWER) / 2)
-        return bool(margin * math.sqrt(n) >= quantiles * sd)
+        quantile_sum = special.stdtrit(n - 1, 1 - level) + special.stdtrit(n - 1, (1 + _POWER) / 2)
+        return bool(margin * math.sqrt(n) >= quantile_sum * sd)
 
     numbers = range(2, 10**9)
     return numbers[bisect.bisect_left(numbers, True, key=suffices)] if suffices(numbers[-1]) else numbers[-1]

@@ -54,7 +54,7 @@ def run_until_all_ended(
     enqueue_missing: Callable[[], int],
     run: Callable[[RunningTrial], tuple[TrialResult, float]],
 ) -> int:
-    """Run the trials of a study or a search until its trials of all workers have ended.
+    """Run the trials of a study or a search until all have ended, including those of other workers.
 
     Args:
         storage: Trials of a study or a search.
@@ -130,7 +130,7 @@ def _record(trial: RunningTrial, run: Callable[[RunningTrial], tuple[TrialResult
 
 
 def _pruning_rule(trial: RunningTrial, storage: TrialStorage, design: StudyDesign) -> ShouldContinue | None:
-    """Build the pruning rule, which compares a run with those of other methods and rates on the same task and seed.
+    """Build the pruning rule, which compares a run with its peers: those with the same task, setting and seed.
 
     Returns None if pruning is off, and for all runs except those with the first seed and the full schedule.
     """
@@ -139,13 +139,13 @@ def _pruning_rule(trial: RunningTrial, storage: TrialStorage, design: StudyDesig
         return None
 
     def is_peer(other: TrialSpec) -> bool:
-        same_task = other.condition.task == spec.condition.task and other.condition.setting == spec.condition.setting
-        return same_task and other.seed == spec.seed
+        same_task = other.condition.task == spec.condition.task
+        return same_task and other.condition.setting == spec.condition.setting and other.seed == spec.seed
 
     peers = {other.key for other in design.keys.matching_trials(storage.trials()) if is_peer(other.spec)}
 
     def should_continue(step: int, loss: float) -> bool:
-        # The Optuna study maximizes its values, so that the loss is negated.
+        # The Optuna study maximizes its values, so the loss is negated.
         trial.report(step, -loss)
         return not trial.should_prune(peers)
 

@@ -28,7 +28,7 @@ from ailora.studies.trial_storage import TrialStorage
 _POLL_INTERVAL_S = 0.5
 #: Exit code of a worker with invalid input; a restart would fail again.
 _INVALID_INPUT_EXIT_CODE = 2
-#: Limit for worker deaths in a row while no trial advances, per worker.
+#: Limit for consecutive worker deaths while no trial advances, per worker.
 _MAX_FRUITLESS_DEATHS = 5
 
 
@@ -123,7 +123,7 @@ def _device_environment(number: int, count: int) -> dict[str, str]:
 
 
 def _close(worker: subprocess.Popen[bytes]) -> None:
-    """Stop a worker by closing its standard input."""
+    """Close the standard input of a worker, which stops the worker if it still runs."""
     assert worker.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         worker.stdin.close()

@@ -181,7 +181,7 @@ def base_layer(model: nn.Module, module: str) -> nn.Module:
 
 def weight_key(layer: nn.Module) -> int:
     """Return an identifier of a layer's stored weight, the same for tied layers."""
-    # Not `id(layer.weight)`: a parametrization computes a new tensor at each access.
+    # Not `id(layer.weight)`: a parametrization computes a new tensor at each access. `W_q` is the weight of HQQ layers.
     parameters = layer._parameters
     stored = next((parameters[name] for name in ("weight", "W_q") if parameters.get(name) is not None), None)
     return id(layer if stored is None else stored)
@@ -206,10 +206,10 @@ def validate_dora_rows(weight: Float[Tensor, "out in_"], name: str) -> None:
     Raises:
         ModelError: At least one row is zero. The message gives the number of zero rows.
     """
-    zero = int((~weight.any(dim=1)).sum())
-    if zero:
+    n_zero = int((~weight.any(dim=1)).sum())
+    if n_zero:
         raise ModelError(
-            f"{name}: {zero} of {len(weight)} rows are zero, and dora divides each row by its norm: exclude the "
+            f"{name}: {n_zero} of {len(weight)} rows are zero, and dora divides each row by its norm: exclude the "
             "module with `modules` or `roles`, or train without dora"
         )
 
@@ -231,8 +231,9 @@ def validate_matrix(weight: Tensor, shape: tuple[int, ...], name: str) -> None:
 
 def all_finite(tensor: Tensor) -> bool:
     """Return whether all entries of a tensor are finite."""
-    # `aminmax` propagates NaN in a single pass without a copy; `isfinite(...).all()` takes longer than reading a file.
-    return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
+    # `aminmax` propagates NaN in a single pass without a copy; `isfinite(...).all()` takes longer than reading the
+    # tensor from a file.
+    return tensor.numel() == 0 or all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor))
 
 
 def select_rows(weight: Float[Tensor, "out in_"], projection: Projection) -> Float[Tensor, "rows in_"]:
@@ -264,11 +265,11 @@ def matches_fingerprint(weight: Tensor, expected: str, original_dtype: str) -> b
     dtype = getattr(torch, original_dtype, None)
     if dtype not in READABLE or weight.dtype not in READABLE:
         return None
-    if torch.promote_types(weight.dtype, dtype) is not weight.dtype and weight.dtype is not dtype:
-        # Loading in a coarser dtype may have rounded entries. Equality still proves a match, but a difference proves
-        # nothing.
-        return True if digest(weight.to(dtype)) == expected else None
-    return digest(weight.to(dtype)) == expected
+    if digest(weight.to(dtype)) == expected:
+        return True
+    # Loading in a coarser dtype may have rounded entries: then a difference proves nothing.
+    is_lossless = torch.promote_types(weight.dtype, dtype) is weight.dtype
+    return False if is_lossless else None
 
 
 def digest(*tensors: Tensor) -> str:

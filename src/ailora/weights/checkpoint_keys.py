@@ -19,18 +19,18 @@ from ailora.weights.tied_weights import get_tied_weights
 def match_checkpoint_keys(
     model: nn.Module, modules: Iterable[str], stored: Iterable[str], *, by_name_only: bool = False
 ) -> dict[str, str]:
-    """Find the tensor with the weight of each module in a checkpoint.
+    """Find the tensor that holds the weight of each module in a checkpoint.
 
     When transformers loads a checkpoint, its rules rename tensors that have older names or the prefix of a different
-    head. If these rules give no match, the function tries the ends of the module's name, from the longest to the end
-    that begins with the layer number. An end matches if exactly one tensor name ends with it. In this way, the layers
+    head. If these rules give no match, the function tries suffixes of the weight's name, from the longest to the suffix
+    that begins with the layer number. A suffix matches if exactly one tensor name ends with it. In this way, the layers
     of a text model match those of the language tower in a multimodal checkpoint.
 
     Args:
         model: The model with the modules, possibly on the meta device.
         modules: Names of linear modules.
         stored: Tensor names in the checkpoint.
-        by_name_only: Use transformers' rules alone, without the match by the end of the name.
+        by_name_only: Use transformers' rules alone, without matching suffixes.
 
     Returns:
         Tensor names by module.
@@ -39,14 +39,18 @@ def match_checkpoint_keys(
         ModelError: The checkpoint has no tensor for a module, or transformers computes the weight from other tensors.
     """
     stored = list(stored)
-    loaded, converted = _map_loaded_names(model, stored)
+    stored_names, converted = _map_loaded_names(model, stored)
     # A checkpoint stores tied weights once, under the name of the source.
     ties = get_tied_weights(model)
-    loaded |= {tied: loaded[source] for tied, source in ties.items() if tied not in loaded and source in loaded}
-    matched_by_end = [] if by_name_only else stored
+    stored_names |= {
+        tied: stored_names[source]
+        for tied, source in ties.items()
+        if tied not in stored_names and source in stored_names
+    }
+    suffix_candidates = [] if by_name_only else stored
     tensors = {}
     for module in modules:
-        tensor = _find_tensor(f"{module}.weight", matched_by_end, loaded, converted)
+        tensor = _find_tensor(f"{module}.weight", suffix_candidates, stored_names, converted)
         if tensor is None:
             raise ModelError(
                 f"no tensor of the checkpoint is named {module}.weight, with or without a prefix; the checkpoint has "
@@ -69,39 +73,43 @@ def _map_loaded_names(model: nn.Module, stored: list[str]) -> tuple[dict[str, st
     transforms = deepcopy(get_model_conversion_mapping(model))
     renamings: Any = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters: Any = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    prefix, targets_by_name = model.base_model_prefix, tensors_by_name(model)
-    loaded: dict[str, str] = {}
+    prefix, model_tensors = model.base_model_prefix, tensors_by_name(model)
+    stored_names: dict[str, str] = {}
     converted: set[str] = set()
     for tensor in sorted(stored):
-        name, converter = rename_source_key(tensor, renamings, converters, prefix, targets_by_name)
-        if name not in targets_by_name and tensor in targets_by_name:
-            name, converter = tensor, None
-        if converter is None:
-            loaded[name] = tensor
+        name, source_pattern = rename_source_key(tensor, renamings, converters, prefix, model_tensors)
+        # A rule may rename a tensor that already has its name in the model.
+        if name not in model_tensors and tensor in model_tensors:
+            name, source_pattern = tensor, None
+        if source_pattern is None:
+            stored_names[name] = tensor
         else:
-            targets = next(c for c in converters if converter in c.source_patterns).target_patterns
+            # The converter named the tensor after its first target; it may compute others from the same tensor.
+            targets = next(c for c in converters if source_pattern in c.source_patterns).target_patterns
             converted |= {name.replace(targets[0], target) for target in targets}
-    return loaded, converted
+    return stored_names, converted
 
 
-def _find_tensor(name: str, stored: list[str], loaded: dict[str, str], converted: set[str]) -> str | None:
-    """Return the stored name of a parameter, matched by its full name or by an end, or None if nothing matches.
+def _find_tensor(
+    name: str, suffix_candidates: list[str], stored_names: dict[str, str], converted: set[str]
+) -> str | None:
+    """Return the stored name of a parameter, matched by its full name or by a suffix, or None if nothing matches.
 
     Raises:
         ModelError: transformers computes the parameter from several tensors.
     """
-    if name in loaded:
-        return loaded[name]
+    if name in stored_names:
+        return stored_names[name]
     if name in converted:
         raise ModelError(
             f"{name} is not in the checkpoint: transformers computes this weight from other tensors on loading. Save "
             "the loaded model with save_pretrained(..., save_original_format=False), or use ailora.adapt"
         )
     parts = name.split(".")
-    layer = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
-    for start in range(1, layer + 1):
-        end = "." + ".".join(parts[start:])
-        matches = [tensor for tensor in stored if f".{tensor}".endswith(end)]
+    layer_index = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+    for start in range(1, layer_index + 1):
+        suffix = "." + ".".join(parts[start:])
+        matches = [tensor for tensor in suffix_candidates if f".{tensor}".endswith(suffix)]
         if len(matches) == 1:
             return matches[0]
     return None

@@ -60,7 +60,7 @@ def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def replicate_on_mesh_of(tensor: Tensor, parts: Iterable[Tensor]) -> Tensor:
-    """Replicate a tensor over the mesh of its parts, or return it if no part is a DTensor."""
+    """Replicate a tensor over the mesh of the parts it was computed from, or return it if no part is a DTensor."""
     # Loaders of sharded state dicts expect every tensor to have a mesh.
     mesh = next((part.device_mesh for part in parts if isinstance(part, DTensor)), None)
     return tensor if mesh is None else DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)

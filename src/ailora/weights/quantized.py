@@ -116,6 +116,7 @@ def _read_hqq(layer: Any) -> Tensor:
 
 def _lacks_plain_weight(layer: nn.Module) -> bool:
     """Return whether a layer has no weight in 16-bit or wider floating point (GPTQ, AWQ, FP8)."""
+    # `BaseWeight.read` refuses a plain layer with a different dtype.
     if type(layer) in (nn.Linear, Conv1D):
         return False
     weight = getattr(layer, "weight", None)
@@ -142,7 +143,7 @@ def _read_by_identity(layer: Any) -> Tensor:
             layer.bias = bias
 
 
-#: In order of precedence: the last two would also match layers from the libraries above.
+#: In order of precedence: the last format would also match layers of the formats above.
 QUANTIZED_FORMATS = (
     QuantizedFormat("bitsandbytes 4-bit", _weight_is("Params4bit", "quant_state"), _read_4bit),
     QuantizedFormat("bitsandbytes 8-bit", _weight_is("Int8Params", "SCB"), _read_8bit),

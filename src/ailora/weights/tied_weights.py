@@ -58,7 +58,7 @@ def format_resize_hint(model: nn.Module, module: str, present: Sequence[int], ex
         expected: Shape of the weight during training of the adapter.
 
     Returns:
-        The hint. Empty if the module is no embedding, or if the shapes differ in more than the number of rows.
+        The hint. Empty if the module is not an embedding, or if the shapes differ in more than the number of rows.
     """
     if not isinstance(model, PreTrainedModel) or tuple(present)[1:] != tuple(expected)[1:]:
         return ""

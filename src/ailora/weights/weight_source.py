@@ -52,14 +52,15 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
         raise InputError(f"weights_from: {error}") from None
     # A checkpoint stores the weight of tied modules once, under the name of the first module.
     first_name = {weight_key(layer): name for name, layer in reversed(find_linear_modules(base).items())}
-    names = {module: first_name.get(weight.key, module) for module, weight in weights.items()}
+    stored_modules = {module: first_name.get(weight.key, module) for module, weight in weights.items()}
     try:
-        tensors = match_checkpoint_keys(base, names.values(), stored.tensors)
+        tensor_names = match_checkpoint_keys(base, stored_modules.values(), stored.tensors)
     except ModelError as error:
         raise ModelError(f"weights_from: {error}") from None
 
     def read(weight: BaseWeight) -> Tensor:
-        entry = stored.tensors[tensors[names[weight.module]]]
+        tensor_name = tensor_names[stored_modules[weight.module]]
+        entry = stored.tensors[tensor_name]
         return _orient(read_tensor(entry), weight, f"{entry.name} in {entry.file}")
 
     return read
@@ -80,6 +81,7 @@ def _orient(tensor: Tensor, weight: BaseWeight, name: str) -> Float[Tensor, "out
     """
     if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
         raise ModelError(f"{name} has the dtype {tensor.dtype}: weights_from takes an unquantized checkpoint")
+    # Without a fitting shape, `validate_matrix` refuses the tensor.
     candidates = [matrix for matrix in (tensor, tensor.T) if tuple(matrix.shape) == weight.shape] or [tensor]
     for matrix in candidates:
         validate_matrix(matrix, weight.shape, name)
