@@ -40,12 +40,15 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
     length_key: ClassVar[str] = "training.max_length"
 
     def count_positions(self, dataset: Dataset) -> list[int]:
-        """Return the number of positions per row. Packing truncates rows, and wrapped packing first joins all rows."""
+        """Return the number of positions that each row occupies during training, which depends on packing."""
         lengths, arguments = count_tokens(dataset), self.arguments
         if not arguments.packing or arguments.max_length is None:
             return lengths
-        joined = sum(lengths) if arguments.packing_strategy == "wrapped" else 0
-        return [min(max(length, joined), arguments.max_length) for length in lengths]
+        # "wrapped" joins all rows and numbers positions through each packed row. The other strategies restart the
+        # positions with each row, and truncate or split rows longer than `max_length`.
+        if arguments.packing_strategy == "wrapped":
+            return [min(sum(lengths), arguments.max_length)] * len(lengths)
+        return [min(length, arguments.max_length) for length in lengths]
 
     def pack(self, dataset: Dataset) -> Dataset:
         """Return the rows of an epoch: tokenized rows, packed as TRL packs them if `training.packing` is set."""
@@ -80,6 +83,7 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
         return Tokenization(
             self.tokenizer,
             max_length=None if self._keeps_all_tokens else self.arguments.max_length,
+            # None, TRL's default, excludes prompts from the loss.
             train_on_prompt=self.arguments.completion_only_loss is False,
             assistant_only_loss=self.config.training.get("assistant_only_loss", False),
         )

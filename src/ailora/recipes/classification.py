@@ -43,7 +43,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     @cached_property
     def examples(self) -> dict[str, Examples]:
-        """Examples of each split."""
+        """Examples of each split, after sampling."""
         return {split: rows.sample(self.config.data.max_samples(split)) for split, rows in self.rows.items()}
 
     @cached_property
@@ -51,7 +51,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         """Labels of all training rows; for a finished run, the labels in its result."""
         if self.result is not None:
             return Labels.from_result(self.result["labels"])
-        # A sample may lack a rare class, which the other splits contain.
+        # Use all rows, because a sample may lack a rare class that other splits contain.
         train = self.rows["train"]
         return Labels.from_values(train.labels or [], train.origins, regression=self.config.regression)
 
@@ -62,9 +62,9 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
-        encoded, data = self.encoded_labels, self.config.data
+        encoded_labels, data = self.encoded_labels, self.config.data
         validate_max_length(self.tokenizer, data.max_length, pairs=len(data.text) == 2)
-        datasets = {split: self._tokenize(examples, encoded[split]) for split, examples in self.examples.items()}
+        datasets = {split: self._tokenize(examples, encoded_labels[split]) for split, examples in self.examples.items()}
         self.position_limits.warn_beyond_context(count_tokens(datasets["train"]), key="data.max_length")
         return datasets
 
@@ -118,9 +118,9 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
             examples = load_examples(data, "validation")
         else:
             examples = to_examples(read_tables(data_file, data.columns, named=data.named_columns), data)
-        encoded = examples.encode_labels(self.labels)
-        predictions = self._predict_dataset(load, self._tokenize(examples, encoded))
-        return predictions.score(self.config.metrics, self.labels, encoded)
+        encoded_labels = examples.encode_labels(self.labels)
+        predictions = self._predict_dataset(load, self._tokenize(examples, encoded_labels))
+        return predictions.score(self.config.metrics, self.labels, encoded_labels)
 
     def predict(self, load: Callable[[], Model], input_file: str, output_file: Path) -> pd.DataFrame:
         data = self.config.data
@@ -129,20 +129,21 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         encode_frame(pd.DataFrame(examples.texts, columns=data.text), output_file)
         encode_frame(pd.DataFrame({"prediction": self.labels.names or ()}), output_file)
         frame = self._predict_dataset(load, self._tokenize(examples)).to_frame(self.labels, examples)
-        for position, name in enumerate(data.text):
-            frame.insert(position + 1, name, [texts[position] for texts in examples.texts])
+        # Insert the text columns after the first column, `row`.
+        for i, name in enumerate(data.text):
+            frame.insert(i + 1, name, [texts[i] for texts in examples.texts])
         if "scores" in frame:
             frame["scores"] = [scores.tolist() for scores in frame["scores"]]
         return frame
 
-    def _tokenize(self, examples: Examples, encoded: list[int | float] | None = None) -> Dataset:
+    def _tokenize(self, examples: Examples, encoded_labels: list[int | float] | None = None) -> Dataset:
         dataset = tokenize(examples, self.tokenizer, self.config.data.max_length)
         self.position_limits.validate(count_tokens(dataset), examples.origins, remedy="data.max_length")
-        return dataset if encoded is None else dataset.add_column("labels", encoded)
+        return dataset if encoded_labels is None else dataset.add_column("labels", encoded_labels)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        logits, encoded = extract_logits(prediction.predictions), np.asarray(prediction.label_ids)
-        return score_logits(self.config.metrics, self.labels, logits, encoded)
+        logits, encoded_labels = extract_logits(prediction.predictions), np.asarray(prediction.label_ids)
+        return score_logits(self.config.metrics, self.labels, logits, encoded_labels)
 
     def _read_input(self, input_file: str) -> Table:
         """Read a file for prediction. A file without a header has all columns of the data, or only the text columns."""
@@ -163,7 +164,8 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     def _predict_dataset(self, load: Callable[[], Model], dataset: Dataset) -> Predictions:
         training = self.config.training
-        # A trainer creates its output folder, but prediction must not write to the run or to its former place.
+        # A trainer creates its output folder. Prediction must not write to the run's folder, nor to the path in the
+        # configuration, from which the folder may have been moved.
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 output_dir=folder,

@@ -52,10 +52,11 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
         InputError: The folder is not writable, or holds files with these names and different content.
     """
     rng = random.Random(seed)
-    words = {"train": slice(None, 8), "validation": slice(8, None), "test": slice(8, None)}
+    # Of the 12 words of each tone, the first 8 are for training.
+    word_slices = {"train": slice(None, 8), "validation": slice(8, None), "test": slice(8, None)}
     texts = {}
-    for split, vocabulary in words.items():
-        good, bad = _GOOD.split()[vocabulary], _BAD.split()[vocabulary]
+    for split, word_slice in word_slices.items():
+        good, bad = _GOOD.split()[word_slice], _BAD.split()[word_slice]
         rows = [_make_sentence(rng, good, bad) for _ in range(train if split == "train" else held_out)]
         texts[folder / f"{split}.tsv"] = "".join("\t".join(row) + "\n" for row in (("sentence", "label"), *rows))
     with writing(folder):
@@ -70,9 +71,11 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
 
 
 def _make_sentence(rng: random.Random, good: Sequence[str], bad: Sequence[str]) -> tuple[str, str]:
+    """Return a random sentence and its label."""
     subject, distractor = rng.sample(_THINGS, 2)
     praises_subject, denies, praises_distractor = (rng.random() < 0.5 for _ in range(3))
     judgement = f"the {subject} was {rng.choice(good if praises_subject else bad)}"
     clause = rng.choice(_DENYING if denies else _AFFIRMING).format(who=rng.choice(_SPEAKERS), what=judgement)
     aside = rng.choice(_ASIDES).format(thing=distractor, tone=rng.choice(good if praises_distractor else bad))
-    return f"{capitalize(clause)}, {aside}.", "blame" if praises_subject == denies else "praise"
+    label = "praise" if praises_subject != denies else "blame"
+    return f"{capitalize(clause)}, {aside}.", label

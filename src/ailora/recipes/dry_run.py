@@ -31,7 +31,7 @@ _ACTIVATIONS_PER_UNIT, _CHECKPOINTED_ACTIVATIONS_PER_UNIT = 24, 1
 _ACTIVATIONS_PER_SCORE = 3
 #: Number of copies of the logits in evaluation and in training. In causal training, TRL computes only a few rows of
 #: logits at a time.
-_EVALUATED_LOGITS, _TRAINED_LOGITS = 2, 3
+_EVAL_LOGITS_COPIES, _TRAIN_LOGITS_COPIES = 2, 3
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def dry_run(config: RunConfig) -> DryRun:
         Plan, estimates and examples.
 
     Raises:
-        InputError: The data are invalid, or the method is a user's function, whose adapter cannot be planned.
+        InputError: The data are invalid, a run cannot use the output folder, or the method is a user's function, whose
+            adapter cannot be planned.
         ModelError: The model cannot be adapted as configured.
     """
     method = config.adapter.method
@@ -70,16 +71,14 @@ def dry_run(config: RunConfig) -> DryRun:
     recipe.prepare()
     model = recipe.meta_model
     plan = None if isinstance(method, FullFineTuning) else plan_adapter(config, model)
-    data, tokenizer = recipe.datasets, recipe.tokenizer
-    train = data["train"]
+    datasets, tokenizer = recipe.datasets, recipe.tokenizer
+    train = datasets["train"]
     has_encoder = bool(getattr(model.config, "is_encoder_decoder", False))
     examples = [_format_example(train[i], tokenizer, has_encoder=has_encoder) for i in range(min(2, len(train)))]
-    rows = {f"{split}_rows": len(dataset) for split, dataset in data.items()}
-    epoch = recipe.pack(train)
-    costs = _estimate_costs(
-        config, recipe.arguments, model, plan=plan, lengths=count_tokens(train), epoch=count_tokens(epoch)
-    )
-    return DryRun(plan, rows | costs, examples)
+    row_counts = {f"{split}_rows": len(dataset) for split, dataset in datasets.items()}
+    lengths, packed_lengths = count_tokens(train), count_tokens(recipe.pack(train))
+    costs = _estimate_costs(config, recipe.arguments, model, plan=plan, lengths=lengths, packed_lengths=packed_lengths)
+    return DryRun(plan, row_counts | costs, examples)
 
 
 def _estimate_costs(
@@ -89,7 +88,7 @@ def _estimate_costs(
     *,
     plan: Plan | None,
     lengths: list[int],
-    epoch: list[int],
+    packed_lengths: list[int],
 ) -> dict[str, Any]:
     """Estimate the cost of training.
 
@@ -99,23 +98,24 @@ def _estimate_costs(
         model: Base model on the meta device.
         plan: Adapter plan; None for full fine-tuning.
         lengths: Number of tokens of each training row.
-        epoch: Number of tokens of each row in an epoch; with packing, of each packed row.
+        packed_lengths: Number of tokens of each packed row; without packing, equal to `lengths`.
 
     Returns:
         Counts and estimates by name; see `DryRun.facts`.
     """
-    steps = count_steps(arguments, len(epoch))
+    steps = count_steps(arguments, len(packed_lengths))
     total = sum(parameter.numel() for parameter in model.parameters())
     method = config.adapter.method
     added, trained = (0, total) if plan is None else _count_added_parameters(method, plan, model)
-    token_count = sum(epoch) / len(epoch) * rows_per_step(arguments) * steps
-    # FLOPs per parameter and token: 2 each for the forward pass, input gradients, weight gradients, and recomputation.
-    passes = 2 + 2 + 2 * (plan is None) + 2 * bool(arguments.activation_checkpointing)
+    token_count = sum(packed_lengths) / len(packed_lengths) * rows_per_step(arguments) * steps
+    # Per token: 2 FLOPs each for the forward pass, the gradients of inputs, the gradients of weights (negligible for an
+    # adapter), and the recomputation of activations.
+    flops_per_parameter = 2 + 2 + 2 * (plan is None) + 2 * bool(arguments.activation_checkpointing)
     weight_bytes = sum(p.numel() * _bytes_per_entry(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
     # In float32, a parameter with its gradient and Adam's two moments takes 16 bytes; an entry of the anchor takes 4.
-    anchored = plan.trainable - plan.magnitudes if plan and not isinstance(method, PeftInit) else 0
-    optimizer_bytes = trained * 16 + anchored * 4
-    activation_bytes = _estimate_activation_bytes(config, arguments, model, max(epoch))
+    anchor_entries = plan.trainable - plan.magnitudes if plan and not isinstance(method, PeftInit) else 0
+    optimizer_bytes = trained * 16 + anchor_entries * 4
+    activation_bytes = _estimate_activation_bytes(config, arguments, model, max(packed_lengths))
     # On a CPU, runs report the memory of the process; on a GPU, the memory allocated by torch.
     process_bytes = 0 if torch.cuda.is_available() else read_resident_memory()
     return {
@@ -128,34 +128,40 @@ def _estimate_costs(
         "optimizer_bytes": int(optimizer_bytes),
         "activation_bytes": int(activation_bytes),
         "process_bytes": process_bytes,
-        "train_seconds": passes * total * token_count / measure_matmul_speed(arguments.device),
+        "train_seconds": flops_per_parameter * total * token_count / measure_matmul_speed(arguments.device),
     }
 
 
 def _estimate_activation_bytes(
     config: RunConfig, arguments: TrainingArguments, model: PreTrainedModel, longest: int
 ) -> float:
-    """Estimate the bytes of activations in float32, for a batch of the longest rows in training or evaluation."""
-    text: Any = model.config.get_text_config()
-    layers, width = getattr(text, "num_hidden_layers", 0), getattr(text, "hidden_size", 0)
-    heads = getattr(text, "num_attention_heads", 0)
+    """Estimate the bytes of float32 activations for a batch of rows with `longest` tokens.
+
+    Returns:
+        The larger of the estimates for a training batch and for an evaluation batch.
+    """
+    text_config: Any = model.config.get_text_config()
+    layers, width = getattr(text_config, "num_hidden_layers", 0), getattr(text_config, "hidden_size", 0)
+    heads = getattr(text_config, "num_attention_heads", 0)
     train_rows, eval_rows = arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size
     per_unit = _CHECKPOINTED_ACTIVATIONS_PER_UNIT if arguments.activation_checkpointing else _ACTIVATIONS_PER_UNIT
     # Only attention with dropout keeps its scores; without dropout, the backward pass recomputes the scores.
-    keeps_scores = _has_attention_dropout(text) and not arguments.activation_checkpointing
-    scores = _ACTIVATIONS_PER_SCORE * heads * longest if keeps_scores else 0
-    train_entries = longest * layers * (width * per_unit + scores)
+    keeps_scores = _has_attention_dropout(text_config) and not arguments.activation_checkpointing
+    scores_per_token = _ACTIVATIONS_PER_SCORE * heads * longest if keeps_scores else 0
+    # Entries of a single row.
+    train_entries = longest * layers * (width * per_unit + scores_per_token)
     # Without gradients, only the activations of a single layer exist at a time.
     eval_entries = longest * (width * _ACTIVATIONS_PER_UNIT + _ACTIVATIONS_PER_SCORE * heads * longest)
     if isinstance(config, LanguageConfig):
-        eval_entries += longest * text.vocab_size * _EVALUATED_LOGITS
-        train_entries += longest * text.vocab_size * (0 if isinstance(config, CausalLMConfig) else _TRAINED_LOGITS)
+        eval_entries += longest * text_config.vocab_size * _EVAL_LOGITS_COPIES
+        copies = 0 if isinstance(config, CausalLMConfig) else _TRAIN_LOGITS_COPIES
+        train_entries += longest * text_config.vocab_size * copies
     return 4 * max(train_rows * train_entries, eval_rows * eval_entries)
 
 
-def _has_attention_dropout(text: object) -> bool:
+def _has_attention_dropout(text_config: object) -> bool:
     names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
-    return any(getattr(text, name, 0) or 0 for name in names)
+    return any(getattr(text_config, name, 0) or 0 for name in names)
 
 
 def _count_added_parameters(method: Method, plan: Plan, model: PreTrainedModel) -> tuple[int, int]:
@@ -193,13 +199,13 @@ def _format_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, 
     if has_encoder:
         return f"{tokenizer.decode(ids)}  ->  [[{tokenizer.decode(labels)}]]"
     text = ""
-    for start, stop in _find_runs([label != IGNORE_INDEX for label in labels]):
+    for start, stop in _find_equal_ranges([label != IGNORE_INDEX for label in labels]):
         part = str(tokenizer.decode(ids[start:stop]))
         text += part if labels[start] == IGNORE_INDEX else f"[[{part}]]"
     return text
 
 
-def _find_runs(flags: list[bool]) -> list[tuple[int, int]]:
+def _find_equal_ranges(flags: list[bool]) -> list[tuple[int, int]]:
     """Find the ranges (start, stop) of consecutive equal flags."""
     edges = [0, *(i for i in range(1, len(flags)) if flags[i] != flags[i - 1]), len(flags)]
     return list(pairwise(edges))

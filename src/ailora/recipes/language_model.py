@@ -72,7 +72,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         """
         fields = self.config.evaluation.generate
         chat = getattr(self.config.data, "messages", None) is not None
-        # Earlier versions accepted max_length: a finished run with it still generates as it did after its training.
+        # Earlier versions accepted max_length, so finished runs may have this field and still generate as before.
         if fields is not None and self.result is None:
             validate_no_max_length(fields)
         generation = None if fields is None else build_generation_config(fields, self.tokenizer, chat=chat)
@@ -92,12 +92,12 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
         evaluator, data = self.evaluator, self.config.data
-        rows = {s: rows.sample(data.max_samples(s)) for s, rows in self.rows.items()}
-        train = self._tokenize(rows["train"], self.count_positions)
+        samples = {split: rows.sample(data.max_samples(split)) for split, rows in self.rows.items()}
+        train = self._tokenize(samples["train"], self.count_positions)
         self.position_limits.warn_beyond_context(self.count_positions(train), key=self.length_key)
-        datasets = {"train": train} | {split: self._tokenize(rows[split]) for split in data.splits[1:]}
+        datasets = {"train": train} | {split: self._tokenize(samples[split]) for split in data.splits[1:]}
         if evaluator.generation is not None:
-            # Refuse a missing column of group_by before training.
+            # Fail before training if a column of group_by is missing, or a prompt is too long.
             for split in data.splits[1:]:
                 self._validate_prompts([group[0] for group in evaluator.group_inputs(self.rows[split])])
         return datasets
@@ -106,11 +106,11 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         """Return the number of positions that each row occupies during training."""
         return count_tokens(dataset)
 
-    def _tokenize(self, rows: Rows, count_lengths: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
+    def _tokenize(self, rows: Rows, count_positions: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
         """Tokenize rows, and validate that they fit into the positions of the model."""
         dataset = self.tokenization.tokenize(rows)
         origins = [row.origin for row in rows.rows]
-        self.position_limits.validate(count_lengths(dataset), origins, remedy=self.length_key)
+        self.position_limits.validate(count_positions(dataset), origins, remedy=self.length_key)
         return dataset
 
     def _validate_prompts(self, rows: Sequence[Row]) -> None:
@@ -128,7 +128,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
             return None
         template = Template.parse(evaluation.general_template, "evaluation.general_template")
         table = read_tables(evaluation.general_text, named=template.names)
-        rows = [Row(origin, None, template.fill(columns, origin), columns) for columns, origin in table.records()]
+        rows = [Row(origin, None, template.fill(values, origin), values) for values, origin in table.records()]
         return Rows(rows).sample(evaluation.max_general_samples)
 
     @cached_property
@@ -169,7 +169,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
 
     def before_training(self, model: Model) -> None:
         """Measure the likelihood of general text under the base model, if training overwrites the base."""
-        # If the base stays unchanged, it is measured after training, with the adapter disabled.
+        # Before training, the adapted model computes the same function as the base. If the base stays unchanged,
+        # `measure_forgetting` measures the base after training, with the adapter disabled.
         if self.general is not None and get_adapter_origin(model).overwrites_base:
             self._base_likelihood = self.evaluator.compute_likelihood(model, self.general)
 
@@ -183,8 +184,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         result: dict[str, Any] = {"metrics": metrics}
         if self.general is not None:
             result["forgetting"] = measure_forgetting(self.evaluator, model, self.general, self._base_likelihood)
-        write = self.evaluator.generation is not None
-        return Evaluation(result, lambda folder: write_samples(folder.samples, samples) if write else None)
+        has_samples = self.evaluator.generation is not None
+        return Evaluation(result, lambda folder: write_samples(folder.samples, samples) if has_samples else None)
 
     def score(self, load: Callable[[], Model], data_file: str | None) -> dict[str, float]:
         data, group_columns = self.config.data, self.config.evaluation.group_columns

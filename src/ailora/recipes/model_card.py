@@ -54,7 +54,7 @@ def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_i
     policy = config.adapter.policy
     if not isinstance(policy, str):
         policy = "custom: " + ", ".join(f"{role} {init}" for role, init in policy.items())
-    custom = isinstance(config.adapter.method, CustomFunction)
+    is_function = isinstance(config.adapter.method, CustomFunction)
     base = resolve_model(config.model) if config.model.startswith("builtin:") else config.model
     task = TASKS[config.task_type]
     data = ModelCardData(base_model=base, library_name="peft", tags=_choose_tags(config.adapter))
@@ -62,8 +62,8 @@ def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_i
         data=data.to_yaml(),
         base=base,
         policy=policy,
-        rank="" if custom else f", rank {config.adapter.rank},",
-        kind="An adapter" if custom else "A LoRA adapter",
+        rank="" if is_function else f", rank {config.adapter.rank},",
+        kind="An adapter" if is_function else "A LoRA adapter",
         origin=_describe_origin(config.adapter, policy),
         task=task.title,
         scores=_format_scores(result["metrics"]),

@@ -17,7 +17,7 @@ from ailora.formatting import pluralize
 
 _LOG = logging.getLogger("ailora")
 #: Names of modules and buffers with position embeddings: tables with a row per position.
-_TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions", "positions_embed"}
+_TABLE_NAMES = {"wpe", "position_embeddings", "position_embedding", "embed_positions", "positions_embed"}
 #: Model type -> configuration key with the number of positions, where the table is neither a module nor a buffer.
 _LENGTH_KEYS = {"ctrl": "n_positions", "mpt": "max_seq_len", "canine": "max_position_embeddings"}
 
@@ -27,10 +27,10 @@ class PositionLimits:
     """Maximum sequence lengths of a model in tokens; None means unlimited.
 
     Attributes:
-        max_input: Largest number of tokens in an input: a text, or the prompt of an encoder.
+        max_input: Largest number of tokens in an input: a text, or the prompt for an encoder.
         max_output: Largest number of tokens in an output; without an encoder, equal to `max_input`.
         has_encoder: Whether the model has an encoder, with separate positions for input and output.
-        context: Sequence length in pretraining, for computed positions (RoPE); None for embedded positions.
+        context: Sequence length in pretraining of a model with rotary positions (RoPE); None for other models.
     """
 
     max_input: int | None = None
@@ -49,14 +49,15 @@ class PositionLimits:
             The limits.
         """
         lengths = _find_table_lengths(model)
-        text: Any = model.config.get_text_config()
+        text_config: Any = model.config.get_text_config()
         if not getattr(model.config, "is_encoder_decoder", False):
-            longest = min(lengths.values(), default=None)
-            rotary = longest is None and getattr(text, "rope_parameters", None)
-            return cls(longest, longest, context=getattr(text, "max_position_embeddings", None) if rotary else None)
-        decoder = [length for name, length in lengths.items() if "decoder" in name]
-        encoder = [length for name, length in lengths.items() if "decoder" not in name]
-        return cls(min(encoder, default=None), min(decoder, default=None), has_encoder=True)
+            limit = min(lengths.values(), default=None)
+            is_rotary = limit is None and getattr(text_config, "rope_parameters", None)
+            context = getattr(text_config, "max_position_embeddings", None) if is_rotary else None
+            return cls(limit, limit, context=context)
+        decoder_lengths = [length for name, length in lengths.items() if "decoder" in name]
+        encoder_lengths = [length for name, length in lengths.items() if "decoder" not in name]
+        return cls(min(encoder_lengths, default=None), min(decoder_lengths, default=None), has_encoder=True)
 
     def validate(self, lengths: Sequence[int], origins: Sequence[str], *, remedy: str, is_output: bool = False) -> None:
         """Validate that all rows fit into the model's positions.
@@ -71,11 +72,11 @@ class PositionLimits:
             InputError: A row is too long. The message names the first long row, and the number of long rows.
         """
         limit = self.max_output if is_output else self.max_input
-        longer = [number for number, length in enumerate(lengths) if limit is not None and length > limit]
-        if not longer:
+        too_long = [i for i, length in enumerate(lengths) if limit is not None and length > limit]
+        if not too_long:
             return
-        first = longer[0]
-        more = f" ({pluralize(len(longer), 'row is', 'rows are')} too long)" if len(longer) > 1 else ""
+        first = too_long[0]
+        more = f" ({pluralize(len(too_long), 'row is', 'rows are')} too long)" if len(too_long) > 1 else ""
         raise InputError(
             f"{origins[first]}: {lengths[first]} tokens exceed the {limit} positions of the model{more}; decrease "
             f"{remedy}, or shorten the text"
@@ -95,13 +96,14 @@ class PositionLimits:
             InputError: A completion, or a prompt with its completion, is too long.
         """
         # The last generated token is never an input.
-        new = max((generation.max_new_tokens or 1) - 1, 0)
-        remedy = f"max_new_tokens from {new + 1}"
+        generated_inputs = max((generation.max_new_tokens or 1) - 1, 0)
+        remedy = f"max_new_tokens from {generated_inputs + 1}"
         if self.has_encoder:
-            self.validate([new + 1], ["evaluation.generate"], remedy=remedy, is_output=True)
-            new = 0
-        places = [f"{place} with its completion" for place in origins] if new else origins
-        self.validate([len(prompt) + new for prompt in prompts], places, remedy=remedy)
+            # A start token precedes the generated tokens in the decoder, and the encoder reads prompts only.
+            self.validate([generated_inputs + 1], ["evaluation.generate"], remedy=remedy, is_output=True)
+            generated_inputs = 0
+        places = [f"{origin} with its completion" for origin in origins] if generated_inputs else origins
+        self.validate([len(prompt) + generated_inputs for prompt in prompts], places, remedy=remedy)
 
     def warn_beyond_context(self, lengths: Sequence[int], *, key: str) -> None:
         """Warn about rows that are longer than the sequences in pretraining.
@@ -126,17 +128,22 @@ def count_tokens(dataset: Dataset, column: str = "input_ids") -> list[int]:
 
 
 def _find_table_lengths(model: PreTrainedModel) -> dict[str, int]:
-    """Return the number of positions in each table of position embeddings, by name of the module or buffer."""
+    """Return the number of positions in each table of position embeddings.
+
+    Returns:
+        Name of the module or buffer, or model type -> number of positions.
+    """
     lengths: dict[str, int] = {}
     if length := getattr(model.config, _LENGTH_KEYS.get(model.config.model_type, ""), None):
         lengths[model.config.model_type] = length
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        # Modules with `make_weight` extend their table for longer sequences.
-        if name.rpartition(".")[2] in _TABLES and isinstance(weight, Tensor) and not hasattr(module, "make_weight"):
+        # FSMT's tables, the modules with `make_weight`, grow for longer sequences.
+        grows = hasattr(module, "make_weight")
+        if name.rpartition(".")[2] in _TABLE_NAMES and isinstance(weight, Tensor) and not grows:
             lengths[name] = _count_usable_rows(model, module, len(weight))
     for name, buffer in model.named_buffers():
-        if name.rpartition(".")[2] in _TABLES and buffer.ndim == 2:
+        if name.rpartition(".")[2] in _TABLE_NAMES and buffer.ndim == 2:
             lengths[name] = len(buffer)
     return lengths
 

@@ -105,7 +105,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
     def read_files(self) -> None:
         """Read and validate the rows of data files, without tokenizing them: a small part of the work of `prepare`.
 
-        Datasets are not read, because they may have to be downloaded.
+        A dataset named by `data.dataset` is not read, because it may have to be downloaded.
 
         Raises:
             InputError: Data are missing or invalid.

@@ -70,16 +70,17 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
             return existing_result
         trained = train(recipe, model, init_seconds=init_seconds, callbacks=callbacks)
         # Save before evaluating: a failed evaluation must not lose the trained model.
-        saved = save_model(config, trained.trainer)
-        evaluation = _evaluate(recipe, trained, saved)
+        model_folder = save_model(config, trained.trainer)
+        evaluation = _evaluate(recipe, trained, model_folder)
         # `merge` reads the padding token from the result if an adapter has no ailora metadata.
         pad_token_id = getattr(model.config, "pad_token_id", None)
         result = evaluation.result | summarize_run(config, trained)
-        result |= {"adapter_bytes": safetensors_bytes(saved), "pad_token_id": pad_token_id}
+        result |= {"adapter_bytes": safetensors_bytes(model_folder), "pad_token_id": pad_token_id}
         if is_main():
             folder.claim(folder.predictions, folder.samples, folder.result)
-            if saved == folder.adapter:
-                write_text(saved / "README.md", str(make_model_card(config, result, pad_token_id=pad_token_id)))
+            if model_folder == folder.adapter:
+                card = make_model_card(config, result, pad_token_id=pad_token_id)
+                write_text(model_folder / "README.md", str(card))
             evaluation.write(folder)
             write_result(folder, result)
         return result
@@ -100,6 +101,7 @@ def run_prefix(config: RunConfig, prefix: RunPrefix, callbacks: Sequence[Trainer
         InputError: `run` refuses the input, the run has a different number of steps, or the run does not evaluate at
             the last step of the prefix.
         ModelError: The model cannot be adapted as configured.
+        DivergenceError: See `run`.
     """
     folder = RunFolder(config.output)
     if (history := read_prefix(folder, prefix, config.metrics)) is None:
@@ -111,11 +113,11 @@ def run_prefix(config: RunConfig, prefix: RunPrefix, callbacks: Sequence[Trainer
     return history
 
 
-def _evaluate(recipe: Recipe[RunConfig], trained: TrainResult, saved: Path) -> Evaluation:
+def _evaluate(recipe: Recipe[RunConfig], trained: TrainResult, model_folder: Path) -> Evaluation:
     try:
         return recipe.evaluate(trained.trainer)
     except Exception as error:
-        error.add_note(f"The trained model is saved in {saved}. Repeat the command to evaluate the model again.")
+        error.add_note(f"The trained model is saved in {model_folder}. Repeat the command to evaluate the model again.")
         raise
 
 
@@ -133,5 +135,6 @@ def load_run(folder: Path | str) -> TrainedRun:
     """
     run_folder = RunFolder(folder)
     config = run_folder.read_config()
-    recipe = RECIPES[config.recipe]
-    return TrainedRun(run_folder, recipe(without_distributed_args(config), read_result(run_folder, recipe.result_keys)))
+    recipe_class = RECIPES[config.recipe]
+    result = read_result(run_folder, recipe_class.result_keys)
+    return TrainedRun(run_folder, recipe_class(without_distributed_args(config), result))

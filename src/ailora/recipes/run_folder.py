@@ -30,7 +30,8 @@ from ailora.recipes.training import trainer_checkpoints
 _RESULT_KEYS = {"metrics", "best"}
 #: Keys of `result.json` whose values contain numbers; the file stores non-finite numbers as strings.
 _NUMERIC_KEYS = ("metrics", "best", "history", "forgetting")
-#: A killed run keeps its lock until its last child process has ended, for example a worker of the data loader.
+#: Time to wait for the lock of a killed run, which is held until the last child process of the run has ended, for
+#: example a worker of the data loader.
 _LOCK_TIMEOUT_S = 10.0
 
 
@@ -116,10 +117,12 @@ class RunFolder:
             raise InputError(f"cannot write to {self.path}: {error.strerror or error}") from None
 
     def _validate_outputs(self, config: RunConfig, manifest: Manifest) -> None:
+        """Validate the folder as `_begin` does, without writing."""
         if not self.config.exists() or self._has_failed_early(manifest):
             manifest.validate(self.config.name)
         else:
             self._validate_same_run(config)
+            # `_begin` adopts the outputs of such a run.
             if manifest.is_new and self._holds_checkpoints():
                 return
         manifest.validate(*self._outputs)
@@ -167,10 +170,12 @@ class RunFolder:
                 )
 
     def _to_key(self, path: Path) -> str:
+        """Return the name of a path in the manifest."""
         return path.relative_to(self.path).as_posix()
 
     @property
     def _outputs(self) -> tuple[str, ...]:
+        """Names in the manifest of all files and folders that a run may write, except `config.yaml`."""
         results = (self.adapter, self.model, self.predictions, self.samples, self.result)
         return METADATA_NAME, *map(self._to_key, (self.checkpoints, self.log, *results, self.failed, self.initial))
 
@@ -316,6 +321,7 @@ class RunFolder:
             if source.log.is_file():
                 self.claim(self.log)
                 write_text(self.log, source.log.read_text(encoding="utf-8"))
+            # Copy from the oldest to the newest, in the order in which training wrote the checkpoints.
             for checkpoint in reversed(trainer_checkpoints.list_complete_checkpoints(source.checkpoints)):
                 target = self.checkpoints / checkpoint.name
                 if not trainer_checkpoints.is_complete(target):

@@ -35,6 +35,7 @@ class Seq2SeqTokenization(Tokenization):
         return to_dataset([self.encode(row) for row in rows.rows])
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
+        """Return the token ids of the prompt, and those of the completion as labels, both truncated."""
         completion = self.reference_text(row)
         prompt = completion if row.prompt is None else row.prompt
         labels = self.tokenizer(text_target=completion, truncation=True, max_length=self.max_completion_length)
@@ -43,7 +44,7 @@ class Seq2SeqTokenization(Tokenization):
     def encode_prompt(self, row: Row) -> list[int]:
         return self._tokenize_prompt(row.prompt)
 
-    def _tokenize_prompt(self, prompt: Any) -> list[int]:  # noqa: ANN401 (the type of tokenizers excludes chats)
+    def _tokenize_prompt(self, prompt: Any) -> list[int]:  # noqa: ANN401 (`Row.prompt` may be a chat; here it is text)
         return list(self.tokenizer(prompt, truncation=True, max_length=self.max_length)["input_ids"])
 
 
@@ -58,8 +59,8 @@ class Seq2SeqRecipe(LanguageRecipe[Seq2SeqConfig]):
 
     length_key: ClassVar[str] = "data.max_length"
 
-    def _tokenize(self, rows: Rows, count_lengths: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
-        dataset = super()._tokenize(rows, count_lengths)
+    def _tokenize(self, rows: Rows, count_positions: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
+        dataset = super()._tokenize(rows, count_positions)
         completions, origins = count_tokens(dataset, "labels"), [row.origin for row in rows.rows]
         self.position_limits.validate(completions, origins, remedy="data.max_completion_length", is_output=True)
         return dataset
@@ -70,6 +71,6 @@ class Seq2SeqRecipe(LanguageRecipe[Seq2SeqConfig]):
         return Seq2SeqTokenization(self.tokenizer, data.max_length, max_completion_length=data.max_completion_length)
 
     def make_collator(self, model: Model) -> DataCollatorForSeq2Seq:
-        # With label smoothing, the Trainer withholds the labels from the model, which then cannot derive the inputs of
-        # its decoder. With `model`, the collator derives them.
+        # The model derives the inputs of its decoder from the labels, but with label smoothing, the Trainer withholds
+        # the labels from the model. Given `model`, the collator derives the decoder inputs instead.
         return DataCollatorForSeq2Seq(self.tokenizer, model=model if self.arguments.label_smoothing_factor else None)

@@ -71,8 +71,9 @@ class Suggestion:
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """Value for `adapter.learning_rates`: the rate of each role as a multiple of `learning_rate`."""
-        return {role: float(f"{rate.rate / self.learning_rate:.2g}") for role, rate in self.roles.items()}
+        """Value for `adapter.learning_rates`: each role's rate as a multiple of `learning_rate`, with two digits."""
+        multiples = {role: role_rate.rate / self.learning_rate for role, role_rate in self.roles.items()}
+        return {role: float(f"{multiple:.2g}") for role, multiple in multiples.items()}
 
 
 def suggest(config: RunConfig, lora_rate: float, *, batches: int = 4, rows: int = 16) -> Suggestion:
@@ -109,7 +110,8 @@ def suggest(config: RunConfig, lora_rate: float, *, batches: int = 4, rows: int 
     for role in [key for key in curvatures if key != ALL]:
         multiple = rate_multiple(curvatures[role], references[role])
         roles[role] = RoleRate(curvatures[role], references[role], multiple, lora_rate * multiple.value)
-    return Suggestion(max(rate.rate for rate in roles.values()), roles, time.perf_counter() - started)
+    learning_rate = max(role_rate.rate for role_rate in roles.values())
+    return Suggestion(learning_rate, roles, time.perf_counter() - started)
 
 
 def _measure_curvatures(
@@ -126,8 +128,8 @@ def _measure_curvatures(
     model = adapt(base.float(), policy, **options, task_type=config.task_type)
     model.to(torch.accelerator.current_accelerator() or "cpu")
     device = next(model.parameters()).device
-    on_device = [{key: value.to(device) for key, value in batch.items()} for batch in sample]
-    losses = [partial(_compute_loss, model, batch) for batch in on_device]
+    batches = [{key: value.to(device) for key, value in batch.items()} for batch in sample]
+    losses = [partial(_compute_loss, model, batch) for batch in batches]
     return curvature_by_role(model, losses, seed=config.training["seed"])
 
 

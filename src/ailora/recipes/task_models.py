@@ -67,9 +67,8 @@ def load_classifier(
     Args:
         path: Folder or hub id.
         labels: Labels of the task.
-        tokenizer: Tokenizer of the model, which pads the rows. Its padding token is set on the model, except on models
-            such as RoBERTa, which count positions from their own padding token. A tokenizer without a padding token
-            leaves that of the model unchanged.
+        tokenizer: Tokenizer that pads the rows. Its padding token, if any, replaces that of the model, except in models
+            such as RoBERTa, which count positions from their own padding token.
         quantization: Quantization of the weights on loading.
 
     Returns:
@@ -90,14 +89,12 @@ def load_classifier(
 
 
 def _set_padding_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set the padding token of a classifier to that of the tokenizer.
-
-    Models that count positions from their own padding token keep it, as do all models if the tokenizer has none.
-    """
+    """Set the padding token of a classifier to that of the tokenizer; see `load_classifier`."""
     if tokenizer.pad_token_id is None:
         return
-    # A causal model classifies a row by its last token other than padding. With a different padding token (None, or the
-    # 0 of many Llamas whose tokenizers have none), it would read padding as text, and scores would depend on the batch.
+    # A causal model classifies a row by its last token other than padding. If the padding token of the model differs
+    # from that of the tokenizer, the model reads padding as text, and scores depend on the batch. For example, the
+    # configurations of many Llamas have token 0 or none.
     # Models such as RoBERTa count positions from their own padding token, and do not search for the last token.
     if not counts_positions_from_padding(model):
         for config in (model.config, model.config.get_text_config()):

@@ -1,7 +1,8 @@
 """Convert adapters trained on overwritten base weights into adapters for the pretrained weights.
 
 PiSSA and similar inits overwrite `W` with `W - s B0 A0`. The learned update `s (B A - B0 A0)` is a LoRA of rank 2r with
-`A = [A0; dA]` and `B = [dB, B]`, stored like an adapter of the anchored form.
+the factors `[A0; dA]` and `[dB, B]`, where `dA = A - A0` and `dB = B - B0`. It is stored like an adapter of the
+anchored form.
 """
 
 from __future__ import annotations
@@ -50,12 +51,13 @@ def validate_same_anchor(model: PeftModel, folder: Path) -> None:
             f"{folder / WEIGHTS_NAME} is missing, and the run cannot resume without this file; start the run again in "
             "a new output folder"
         )
-    initial, state = load_file(folder / WEIGHTS_NAME), _state_dict(model)
-    for name_A in filter(lambda name: _A in name, initial):
+    initial_factors, state = load_file(folder / WEIGHTS_NAME), _state_dict(model)
+    for name_A in filter(lambda name: _A in name, initial_factors):
         name_B = name_A.replace(_A, _B)
         # A different number of threads changes the product only by rounding. Different random numbers or batches give
         # an entirely different product.
-        if compute_anchor_distance(initial[name_B] @ initial[name_A], state[name_B] @ state[name_A]) is not None:
+        initial_product = initial_factors[name_B] @ initial_factors[name_A]
+        if compute_anchor_distance(initial_product, state[name_B] @ state[name_A]) is not None:
             raise ModelError(
                 f"{name_A}: the initial factors differ from those that the run subtracted from the base when it began; "
                 "resume with the same machine, libraries and number of processes, or start the run again in a new "
@@ -74,10 +76,10 @@ def save_converted(model: PeftModel, folder: Path, initial: Path) -> None:
     # PEFT's own conversion (path_initial_model_for_weight_conversion) writes [A; A0] and [B, -B0], so two large terms
     # cancel, and rounding errors grow. In PEFT 0.21, this conversion also loses heads and DoRA magnitudes.
     model.save_pretrained(str(folder))
-    state, anchors = _state_dict(model), load_file(initial / WEIGHTS_NAME)
-    for name_A in filter(lambda name: _A in name, anchors):
+    initial_factors, state = load_file(initial / WEIGHTS_NAME), _state_dict(model)
+    for name_A in filter(lambda name: _A in name, initial_factors):
         name_B = name_A.replace(_A, _B)
-        A0, B0, A, B = anchors[name_A], anchors[name_B], state[name_A], state[name_B]
+        A0, B0, A, B = initial_factors[name_A], initial_factors[name_B], state[name_A], state[name_B]
         state[name_A], state[name_B] = stack_A(A0, A - A0), stack_B(B - B0, B)
     save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     file = folder / "adapter_config.json"

@@ -24,7 +24,8 @@ from ailora.recipes.baselines.calibration_batches import Batches
 from ailora.recipes.config.method import CustomFunction
 from ailora.recipes.config.schema import RunConfig
 
-#: Largest accepted ratio of norms `|W_res + s B0 A0 - W| / (|W| + |s B0 A0|)`, in epsilons of the dtype.
+#: Largest accepted ratio of norms `|W_res + s B0 A0 - W| / (|W| + |s B0 A0|)`, in epsilons of the dtype. Rounding
+#: `W_res` and `s B0 A0` to the dtype contributes about one epsilon.
 _MAX_ERROR_EPS = 8
 
 
@@ -181,10 +182,10 @@ def _validate_convertible(
         if name.endswith(".base_layer.weight") and isinstance(layer, LoraLayer):
             lora: Any = layer
             weight = lora.get_base_layer().weight.detach()
-            initial = lora.get_delta_weight("default").detach().float()
+            initial_delta = lora.get_delta_weight("default").detach().float()
             original = base[base_name].detach().to(weight.device).float()
-            error = torch.linalg.norm(weight.float() + initial - original)
-            scale = torch.linalg.norm(original) + torch.linalg.norm(initial)
+            error = torch.linalg.norm(weight.float() + initial_delta - original)
+            scale = torch.linalg.norm(original) + torch.linalg.norm(initial_delta)
             if error <= _MAX_ERROR_EPS * torch.finfo(weight.dtype).eps * scale:
                 continue
         raise ModelError(

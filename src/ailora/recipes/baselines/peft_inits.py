@@ -170,7 +170,8 @@ def _adapt_by_peft(
         preprocess_loraga(model, lora_config, train_step=lambda: _run_backward(model, _limit_rows(batches)))
     if init.name == "eva":
         # rho=1 keeps the planned ranks. If EVA moved ranks between modules, a comparison with other inits would also
-        # compare different numbers of parameters.
+        # compare different numbers of parameters. With the label mask, EVA reads only tokens in the loss; only in
+        # causal_lm does each input token have a label.
         lora_config.eva_config = EvaConfig(rho=1.0, use_label_mask=recipe == "causal_lm")
     adapted = get_peft_model(model, lora_config)
     assert isinstance(adapted, PeftModel)
@@ -207,6 +208,7 @@ class _RepeatedBatches:
 
 
 def _limit_rows(batches: Batches) -> Iterator[dict[str, Any]]:
+    """Yield batches until they hold at least `_CALIBRATION_ROWS` rows."""
     rows = 0
     for batch in batches:
         if rows >= _CALIBRATION_ROWS:

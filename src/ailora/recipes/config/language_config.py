@@ -111,8 +111,10 @@ class CausalData(PromptData, frozen=True):
         names = {name for template in templates for name in Template.parse(template, "").names} | super().named_columns
         if self.messages is not None:
             names |= {*TEMPLATE_COLUMNS}
-        if isinstance(self.messages, str | MessageColumn):
-            names |= {self.messages if isinstance(self.messages, str) else self.messages.column}
+        if isinstance(self.messages, str):
+            names.add(self.messages)
+        if isinstance(self.messages, MessageColumn):
+            names.add(self.messages.column)
         return names
 
 
@@ -188,8 +190,8 @@ class LanguageConfig(RunConfig, frozen=True):
 
     @property
     def scores(self) -> dict[str, bool]:
-        texts = {name: TEXT_METRICS[name].larger_is_better for name in self.evaluation.metrics}
-        return {"loss": False, "perplexity": False, **texts}
+        larger_is_better = {name: TEXT_METRICS[name].larger_is_better for name in self.evaluation.metrics}
+        return {"loss": False, "perplexity": False, **larger_is_better}
 
     def check(self) -> None:
         self.data.check()
@@ -220,7 +222,7 @@ class CausalLMConfig(LanguageConfig, frozen=True):
 
     @property
     def derived_training(self) -> dict[str, Any]:
-        """Mixed precision and activation checkpointing, enabled on accelerators only."""
+        """Mixed precision on GPUs that support bfloat16, and activation checkpointing on accelerators."""
         # TRL enables both on all devices, but on a CPU they only slow training down.
         # Without the argument, torch also accepts GPUs that only emulate bfloat16.
         bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

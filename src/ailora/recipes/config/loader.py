@@ -46,7 +46,8 @@ def load_config(
         overrides: Items `dotted.key=value` with YAML values; later items take precedence.
         to_run: Whether the configuration is for training. If False, the combination of training arguments is not
             validated, and a custom function is not imported.
-        folder: Absolute folder of the relative paths in the configuration; None for the working folder.
+        folder: Absolute folder to which relative input paths refer; None for the working folder. A relative `output`
+            always refers to the working folder.
 
     Returns:
         The configuration, with all defaults and absolute paths.
@@ -176,7 +177,7 @@ def _validate_scaling(adapter: AdapterConfig) -> None:
     """Validate the scaling that each alpha gives, if `adapter.rank` is a number."""
     alphas = adapter.alpha.values() if isinstance(adapter.alpha, dict) else [adapter.alpha]
     for alpha in alphas:
-        # Larger ranks are refused by the plan, whose message names the weight and its shape.
+        # Huge ranks would overflow a float here. The plan refuses them, with a message that names the weight.
         if isinstance(adapter.rank, int) and adapter.rank < 2**31 and alpha is not None:
             compute_scaling(adapter.rank, alpha, rslora=adapter.rslora, where=" in adapter.alpha")
 
@@ -200,7 +201,8 @@ def _validate_source(data: DataSource) -> None:
 def _resolve_data_paths(data: DataSource, folder: Path) -> DataSource:
     """Return a data section with absolute paths."""
     update: dict[str, object] = {}
-    # The splits of a dataset are names, not paths. The dataset keeps its name, which identifies trials of studies.
+    # The splits of a dataset are names, not paths. `data.dataset` stays as given, even if it is a folder, because
+    # studies identify their trials by this value.
     if data.dataset is None:
         update |= {split: _make_absolute(getattr(data, split), folder) for split in ("train", "validation", "test")}
     if (template := getattr(data, "chat_template", None)) and is_file(folder / expand_home(template)):
@@ -217,6 +219,8 @@ def _resolve_json_files(training: Mapping[str, Any], folder: Path) -> dict[str, 
 
 
 def _make_absolute(paths: str | list[str] | None, folder: Path) -> str | list[str] | None:
-    if paths is None or isinstance(paths, str):
-        return paths and str((folder / expand_home(paths)).absolute())
+    if not paths:
+        return paths
+    if isinstance(paths, str):
+        return str((folder / expand_home(paths)).absolute())
     return [str((folder / expand_home(path)).absolute()) for path in paths]

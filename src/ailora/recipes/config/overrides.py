@@ -21,17 +21,17 @@ def apply_override(raw: dict[str, object], override: str) -> None:
     """
     key, equals, value = override.partition("=")
     shown_override = mask_override(override)
-    named = f"override {shorten(shown_override, 100)}"
+    where = f"override {shorten(shown_override, 100)}"
     if not equals or not key:
-        raise InputError(f"{named} is not of the form dotted.key=value")
+        raise InputError(f"{where} is not of the form dotted.key=value")
     try:
         validate_plain_data(key, "its key")
         set_dotted(raw, key, parse_yaml(value))
     except InputError as error:
-        # The error may quote a value that the masked override hides.
-        hidden = "the value is not YAML, or a parent in the key is not a section"
-        reason = error if shown_override == repr(override) else hidden
-        raise InputError(f"{named}: {reason}") from None
+        # The error may quote the value, so if the override is masked, give only the possible reasons.
+        is_masked = shown_override != repr(override)
+        reason = "the value is not YAML, or a parent in the key is not a section" if is_masked else error
+        raise InputError(f"{where}: {reason}") from None
 
 
 def set_dotted(raw: dict[str, object], key: str, value: object) -> None:

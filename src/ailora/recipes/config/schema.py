@@ -41,16 +41,17 @@ def validate_config(raw: dict[str, Any]) -> RunConfig:
         raw: Content of a configuration.
 
     Returns:
-        The configuration, without derived values.
+        The configuration, without the defaults of `training:` and with paths as given.
 
     Raises:
         InputError: A recipe or key is unknown, a mandatory key is missing, or a value has the wrong type. The message
             lists the allowed values.
     """
     recipe = raw.get("recipe")
+    # The recipe may be unhashable, so compare it with a list.
     if recipe is not None and recipe not in list(SCHEMAS):
         raise unknown_name("recipe", recipe, SCHEMAS)
-    # Every schema reports a missing recipe.
+    # If the recipe is missing, any schema reports that.
     schema = SCHEMAS["classification" if recipe is None else recipe]
     try:
         return schema.model_validate(raw)

@@ -13,8 +13,7 @@ from ailora.recipes.config.tune_section import TuneConfig
 from ailora.recipes.config.validation import Count, Section, Text, field
 from ailora.redaction import without_secrets
 
-_Alpha = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
-_Multiplier = _Alpha
+_Positive = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 _PER_MODULE = ", or a mapping from role or regular expression to such numbers"
 #: Keys of `adapter:` that do not apply to PEFT's inits.
 AILORA_ADAPTER_KEYS = frozenset({"form", "couple_roles"})
@@ -28,10 +27,10 @@ class AdapterConfig(Section, frozen=True):
     `policy: package.module:function` selects a user's function, which interprets all other keys.
 
     Attributes:
-        policy: Method: a preset, a mapping from role to init, or one of the forms above; default: `ailora`.
+        policy: Method: a preset, a mapping from role to init, or one of the values above; default: `ailora`.
         rank: Number, or mapping from role or regular expression to number; default: 8.
-        alpha: As `rank`; None for the rank.
-        roles: Roles to adapt; None for the roles of the policy, or query and value.
+        alpha: Number, or mapping from role or regular expression to number; None sets alpha to the rank.
+        roles: Roles to adapt; None for the roles of the policy, or for query and value if the policy has none.
         role_names: Regular expression for module names -> role.
         modules: Regular expression to search for in module names; only matching modules are adapted.
         form: `anchored`, `stock` or `residual`; default: `anchored`.
@@ -47,7 +46,7 @@ class AdapterConfig(Section, frozen=True):
         "a preset's name, 'full', 'peft:NAME', 'package.module:function', or a mapping from role to init", "ailora"
     )
     rank: Count | dict[str, Count] = field(f"a whole number of at least 1{_PER_MODULE}", 8)
-    alpha: _Alpha | dict[str, _Alpha] | None = field(f"a number above 0{_PER_MODULE}", None)
+    alpha: _Positive | dict[str, _Positive] | None = field(f"a number above 0{_PER_MODULE}", None)
     roles: list[str] | None = field("a list of roles", None)
     role_names: dict[str, str] | None = field("a mapping from regular expression to role", None)
     modules: Text | None = field("a regular expression over module names", None)
@@ -57,7 +56,7 @@ class AdapterConfig(Section, frozen=True):
     dora: bool = field("true or false", False, strict=True)
     modules_to_save: list[str] | None = field("a list of module names", None)
     couple_roles: bool = field("true or false", False, strict=True)
-    learning_rates: dict[str, _Multiplier | dict[str, _Multiplier]] | None = field(
+    learning_rates: dict[str, _Positive | dict[str, _Positive]] | None = field(
         "multipliers above 0 of training.learning_rate: a mapping from role, A or B to a number, or from role to "
         "a mapping from A or B to a number",
         None,
@@ -87,15 +86,15 @@ class AdapterConfig(Section, frozen=True):
         return options | ({"form": "stock", "couple_roles": True} if isinstance(self.method, PeftInit) else {})
 
     @pydantic.model_serializer(mode="wrap")
-    def _serialize(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _serialize(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Serialize only the keys that the method uses."""
         match self.method:
             case FullFineTuning():
                 return {"policy": self.policy}
             case PeftInit():
-                return {key: value for key, value in fields(self).items() if key not in AILORA_ADAPTER_KEYS}
+                return {key: value for key, value in handler(self).items() if key not in AILORA_ADAPTER_KEYS}
             case _:
-                return fields(self)
+                return handler(self)
 
 
 class DataSource(Section, frozen=True):
@@ -171,9 +170,9 @@ class RunConfig(Section, frozen=True):
     output: Text = field("a folder")
 
     @pydantic.model_serializer(mode="wrap")
-    def _serialize(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _serialize(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit secrets, because dumps are written to files. Omit `tune`, because a run does not depend on it."""
-        return without_secrets({key: value for key, value in fields(self).items() if key != "tune"})
+        return without_secrets({key: value for key, value in handler(self).items() if key != "tune"})
 
     @property
     def derived_training(self) -> dict[str, Any]:
@@ -202,7 +201,7 @@ class RunConfig(Section, frozen=True):
         """
 
     def check_training(self) -> None:
-        """Validate combinations of keys that only a new training must not have; finished runs may have them.
+        """Validate combinations of keys for a new run; finished runs may have combinations that are refused here.
 
         Raises:
             InputError: The recipe would ignore a key of `training`.

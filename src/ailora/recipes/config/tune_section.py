@@ -97,7 +97,7 @@ class TuneConfig(Section, frozen=True):
             metrics: Metrics of the run's evaluations during training.
 
         Raises:
-            InputError: The budget is below one run, a name is unknown or a duplicate, or the range is reversed.
+            InputError: The budget is below one run, a name is unknown or a duplicate, or `learning_rate` is invalid.
         """
         number, unit = _parse_budget(self.budget)
         if unit == "x" and number < 1:
@@ -106,10 +106,12 @@ class TuneConfig(Section, frozen=True):
             raise InputError(f"tune.budget must be more than 0, got {self.budget}")
         for policy in self.policy:
             _validate_policy(policy)
-        for role in (role for roles in self.roles if roles != ALL_ROLES for role in roles):
-            parse_role(role)
+        for roles in self.roles:
+            for role in roles if roles != ALL_ROLES else []:
+                parse_role(role)
         for key, values in {"policy": self.policy, "roles": self.roles, "rank": self.rank or []}.items():
-            if repeated := [name for name, count in Counter(map(str, values)).items() if count > 1]:
+            counts = Counter(map(str, values))
+            if repeated := [name for name, count in counts.items() if count > 1]:
                 raise InputError(f"tune.{key} names {repeated[0]} twice")
         if isinstance(self.learning_rate, TuneRates):
             self.learning_rate.check()
@@ -134,6 +136,6 @@ def _validate_policy(policy: str) -> None:
         raise InputError(f"tune.policy: {error}") from None
     if isinstance(method, FullFineTuning | CustomFunction):
         raise InputError(
-            f"tune.policy: expected policies of adapters, got {policy}, for which no rank sets the number of trainable "
-            "parameters"
+            f"tune.policy: expected policies of adapters, got {policy}, whose number of trainable parameters does not "
+            "depend on a rank"
         )

@@ -38,10 +38,10 @@ class StoredSection(Section, frozen=True):
 
     @pydantic.model_serializer(mode="wrap")
     def _serialize(
-        self, fields: pydantic.SerializerFunctionWrapHandler, info: pydantic.SerializationInfo
+        self, handler: pydantic.SerializerFunctionWrapHandler, info: pydantic.SerializationInfo
     ) -> dict[str, Any]:
         """Omit secrets unless the context of the dump has `secrets: True`."""
-        plain = fields(self)
+        plain = handler(self)
         return plain if (info.context or {}).get("secrets") else without_secrets(plain)
 
 
@@ -63,17 +63,17 @@ def format_validation_error(
     path: list[str] = []
     allowed = ""
     for part in map(str, first["loc"]):
-        fields = {field.alias or name: field for name, field in section.model_fields.items()}
+        fields = {info.alias or name: info for name, info in section.model_fields.items()}
         if part not in fields:
             return unknown_name("key" + (f" in {'.'.join(path)}" if path else ""), part, fields)
         path.append(part)
         value = value.get(part)
-        field = fields[part]
+        field_info = fields[part]
         # Further parts of the location are branches of a union or items of a list, not keys.
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
-            allowed = field.description or ""
+        if not (isinstance(field_info.annotation, type) and issubclass(field_info.annotation, Section)):
+            allowed = field_info.description or ""
             break
-        section = field.annotation
+        section = field_info.annotation
         allowed = "a section with the keys " + ", ".join(f.alias or n for n, f in section.model_fields.items())
     state = "is missing" if first["type"] == "missing" else f"is {short_repr(value, path[-1])}"
     return InputError(f"configuration key {'.'.join(path)} {state}; expected {allowed}")

@@ -73,7 +73,8 @@ def parse_yaml(text: str, kind: str = "value") -> Any:
     Raises:
         InputError: The text is not YAML.
     """
-    return _load(text, shown := shorten(repr(text), 80), f"{shown} is not a YAML {kind}")
+    shown_text = shorten(repr(text), 80)
+    return _load(text, shown_text, f"{shown_text} is not a YAML {kind}")
 
 
 def format_yaml(value: object) -> str:
@@ -107,7 +108,7 @@ def _load(text: str, where: str, problem: str) -> Any:
         raise InputError(f"{problem}: {line}{error.problem or error.context}") from None
     except RecursionError:
         raise InputError(f"{problem}: the nesting is too deep") from None
-    # Errors of the reader have no line, and a tag such as !!bool raises KeyError or ValueError.
+    # Errors of ruamel.yaml's reader have no line, and a tag such as !!bool raises KeyError or ValueError.
     except Exception as error:
         raise InputError(f"{problem}: {shorten(' '.join(str(error).split()), 500)}") from None
     validate_plain_data(value, where, max_values=_MAX_VALUES)
