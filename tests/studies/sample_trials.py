@@ -94,11 +94,14 @@ def ran(design: StudyDesign, result: Callable[[TrialSpec], Result]) -> list[Tria
     return list(trials.values())
 
 
-def predicted(folder: Path, split: str, labels: Sequence[str], predictions: Sequence[str], classes: int) -> None:
-    """Add a split to the predictions of a run."""
+def predicted(
+    folder: Path, split: str, labels: Sequence[str], predictions: Sequence[str], classes: Sequence[str] | None
+) -> None:
+    """Add a split to the predictions of a run, and the classes of its training data to its result."""
     file = folder / "predictions.parquet"
     folder.mkdir(parents=True, exist_ok=True)
     made = pd.DataFrame({"row": range(len(labels)), "label": labels, "prediction": predictions, "split": split})
-    made["scores"] = [[1 / classes] * classes for _ in labels]
     before = [pd.read_parquet(file)] if file.exists() else []
     pd.concat([*before, made]).to_parquet(file, index=False)
+    names = None if classes is None else list(classes)
+    (folder / "result.json").write_text(json.dumps({"metrics": {}, "best": {}, "labels": names}))

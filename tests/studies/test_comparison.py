@@ -385,7 +385,7 @@ def test_holms_family_is_every_comparison_of_the_report_that_has_a_p() -> None:
 
 
 def kept(
-    folder: Path, guesses: dict[str, list[list[str]]], labels: list[str], classes: int, **study: object
+    folder: Path, guesses: dict[str, list[list[str]]], labels: list[str], classes: Sequence[str], **study: object
 ) -> BaselineComparison:
     """A study whose runs have left their predictions of the test split, by method and seed."""
     base = {**described_base(), "metric": ["accuracy", "f1"]}
@@ -412,7 +412,7 @@ def test_the_bootstrap_is_around_the_difference_of_accuracies(tmp_path: Path) ->
     rng = np.random.default_rng(0)
     labels = [str(name) for name in rng.choice(["bad", "good", "so-so"], 100)]
     guesses = {name: [drawn(right, labels, rng) for _ in range(3)] for name, right in (("lora", 0.6), ("ailora", 0.9))}
-    found = kept(tmp_path, guesses, labels, 3).bootstrap
+    found = kept(tmp_path, guesses, labels, ["bad", "good", "so-so"]).bootstrap
     assert found is not None
     right = {name: np.mean([np.array(one) == labels for one in each]) for name, each in guesses.items()}
     assert found.mean == pytest.approx(right["ailora"] - right["lora"], abs=1e-12)
@@ -425,7 +425,7 @@ def test_f1_of_two_classes_is_that_of_the_second_in_the_run_s_order(tmp_path: Pa
     """Whole numbers are ordered as numbers. Never predicted: 0; all found among twice as many: 2/3."""
     labels = [second] * 30 + [first] * 70
     guesses = {"lora": [[first] * 100], "ailora": [[second] * 60 + [first] * 40]}
-    found = kept(tmp_path, guesses, labels, 2, metric="f1").bootstrap
+    found = kept(tmp_path, guesses, labels, [first, second], metric="f1").bootstrap
     assert found is not None
     assert found.mean == pytest.approx(2 / 3)
 
@@ -433,7 +433,7 @@ def test_f1_of_two_classes_is_that_of_the_second_in_the_run_s_order(tmp_path: Pa
 def test_a_class_that_the_split_lacks_can_still_be_predicted(tmp_path: Path) -> None:
     """Three classes, two of them among the labels: F1 stays the mean over classes."""
     labels = ["a"] * 5 + ["b"] * 5
-    found = kept(tmp_path, {"lora": [["c"] * 10], "ailora": [labels]}, labels, 3, metric="f1").bootstrap
+    found = kept(tmp_path, {"lora": [["c"] * 10], "ailora": [labels]}, labels, "abc", metric="f1").bootstrap
     assert found is not None
     assert found.mean == 1.0
 
@@ -441,20 +441,20 @@ def test_a_class_that_the_split_lacks_can_still_be_predicted(tmp_path: Path) -> 
 def test_without_predictions_of_all_runs_on_the_same_rows_there_is_no_bootstrap(tmp_path: Path) -> None:
     labels = ["a", "b"] * 5
     guesses = {"lora": [labels, labels], "ailora": [labels[::-1], labels]}
-    assert kept(tmp_path, guesses, labels, 2).bootstrap is not None
-    assert kept(tmp_path, guesses, labels, 2, metric="loss").bootstrap is None
+    assert kept(tmp_path, guesses, labels, "ab").bootstrap is not None
+    assert kept(tmp_path, guesses, labels, "ab", metric="loss").bootstrap is None
     file = tmp_path / "lora" / "1" / "predictions.parquet"
     file.unlink()
-    assert kept(tmp_path, guesses, labels, 2).bootstrap is None
-    predicted(file.parent, "validation", labels, labels, 2)
-    assert kept(tmp_path, guesses, labels, 2).bootstrap is None
-    predicted(file.parent, "test", labels[:4], labels[:4], 2)
-    assert kept(tmp_path, guesses, labels, 2).bootstrap is None
+    assert kept(tmp_path, guesses, labels, "ab").bootstrap is None
+    predicted(file.parent, "validation", labels, labels, "ab")
+    assert kept(tmp_path, guesses, labels, "ab").bootstrap is None
+    predicted(file.parent, "test", labels[:4], labels[:4], "ab")
+    assert kept(tmp_path, guesses, labels, "ab").bootstrap is None
 
 
 def test_the_bootstrap_can_be_left_out(tmp_path: Path) -> None:
     design = make_design(seeds=[0])
-    predicted(tmp_path, "test", ["a", "b"], ["a", "b"], 2)
+    predicted(tmp_path, "test", ["a", "b"], ["a", "b"], "ab")
     trials = ran(design, lambda spec: outcome(0.8, folder=str(tmp_path)))
     assert compare(trials, design).against_baseline[OURS].bootstrap is not None
     assert compare(trials, design, bootstrap=False).against_baseline[OURS].bootstrap is None

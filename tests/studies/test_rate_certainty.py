@@ -8,18 +8,14 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from ailora.recipes.evaluation.classification_metrics import METRICS
 from ailora.studies.bootstrap import score_resamples
 from ailora.studies.comparison import Comparison, compare
 from ailora.studies.rate_certainty import RateCertainty, Resampled
-from ailora.studies.rate_certainty_summary import describe_uncertain_rates
 from ailora.studies.summary import summarize
 from ailora.studies.trial import Condition, TrialSpec
 from tests.studies.sample_trials import Result, make_design, outcome, predicted, ran
@@ -92,7 +88,7 @@ def kept(folder: Path, right: Mapping[float, np.ndarray], seeds: int, **changes:
             for label, is_right in zip(labels, right[spec.learning_rate], strict=True)
         ]
         if not own.exists():
-            predicted(own, "validation", labels, guesses, 2)
+            predicted(own, "validation", labels, guesses, "ab")
         return outcome(float(np.mean(right[spec.learning_rate])), folder=str(own))
 
     return compared(result, seeds=list(range(seeds)), **changes)
@@ -180,7 +176,7 @@ def test_the_correlation_of_many_rows_does_not_overflow() -> None:
 def test_a_regression_is_resampled_by_its_own_metric(tmp_path: Path) -> None:
     labels = [str(value) for value in range(6)]
     for seed, guesses in enumerate((labels, labels[::-1])):
-        predicted(tmp_path / str(seed), "validation", labels, guesses, 1)
+        predicted(tmp_path / str(seed), "validation", labels, guesses, None)
     runs = [outcome(0.5, folder=str(tmp_path / str(seed))) for seed in (0, 1)]
     scores = score_resamples(runs, "validation", "pearson", n_resamples=5)
     assert scores is not None
@@ -189,23 +185,46 @@ def test_a_regression_is_resampled_by_its_own_metric(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [["0", None], [None, None]])
-def test_a_run_that_lacks_a_prediction_is_not_resampled(tmp_path: Path, missing: list[str | None]) -> None:
+def test_a_run_that_lacks_a_prediction_is_not_resampled(tmp_path: Path, missing: list[str]) -> None:
     """Logits that are not finite give no prediction."""
-    frame = pd.DataFrame(
-        {"split": "validation", "label": ["0", "1"], "prediction": missing, "scores": [[0.5, 0.5]] * 2}
-    )
-    frame.to_parquet(tmp_path / "predictions.parquet")
+    predicted(tmp_path, "validation", ["0", "1"], missing, "01")
     assert score_resamples([outcome(0.5, folder=str(tmp_path))], "validation", "accuracy", n_resamples=5) is None
 
 
-def test_a_run_with_damaged_predictions_is_not_resampled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "predictions.parquet").write_text("no")
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews_correlation"])
+def test_classes_are_those_of_the_training_data(tmp_path: Path, name: str) -> None:
+    """Where only the second of two classes occurs, it stays the positive class of F1."""
+    predicted(tmp_path, "validation", ["b"] * 4, ["b"] * 4, "ab")
+    scores = score_resamples([outcome(0.5, folder=str(tmp_path))], "validation", name, n_resamples=5)
+    assert scores is not None
+    assert scores.tolist() == [[0.0 if name == "matthews_correlation" else 1.0]] * 5
+
+
+def _damage_predictions(folder: Path) -> None:
+    (folder / "predictions.parquet").write_text("no")
+
+
+def _remove_result(folder: Path) -> None:
+    (folder / "result.json").unlink()
+
+
+def _rename_class(folder: Path) -> None:
+    file = folder / "result.json"
+    file.write_text(file.read_text().replace('"b"', '"c"'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_damage_predictions, "predictions.parquet cannot be read"),
+        (_remove_result, "has no result.json"),
+        (_rename_class, "predictions do not fit the classes"),
+    ],
+)
+def test_damaged_runs_are_not_resampled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], message: str
+) -> None:
+    predicted(tmp_path, "validation", ["a", "b"], ["a", "b"], "ab")
+    damage(tmp_path)
     assert score_resamples([outcome(0.5, folder=str(tmp_path))], "validation", "accuracy", n_resamples=5) is None
-    assert "predictions.parquet cannot be read" in caplog.text
-
-
-def test_a_choice_among_very_many_rates_names_the_most_frequent() -> None:
-    rates = [1e-3 * (i + 1) for i in range(40)]
-    certainty = RateCertainty(rates[0], dict.fromkeys(rates, 1 / 40), Resampled.SEEDS)
-    comparison = cast(Comparison, SimpleNamespace(rate_certainties={Condition("base", "lora"): certainty}))
-    assert describe_uncertain_rates(comparison) == ["The rate of lora is uncertain: 0.001 in 2 % of resamples."]
+    assert message in caplog.text

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ailora.errors import InputError
+from ailora.recipes.data.labels import Labels
 from ailora.recipes.evaluation.classification_metrics import METRICS
 from ailora.recipes.run_folder import RunFolder
 from ailora.studies.method_results import MethodResult
@@ -98,26 +99,31 @@ class _SplitPredictions:
     def read(cls, runs: Sequence[TrialResult], split: str, metric: str) -> _SplitPredictions | None:
         """Read the predictions of runs.
 
-        Returns None if there is no run, if a run has no stored predictions or lacks the prediction of a row, if runs
+        Returns None if there is no run, if a run has no readable predictions or lacks the prediction of a row, if runs
         were evaluated on different examples, or if the metric is not computed from predictions.
         """
         if metric not in METRICS or not runs:
             return None
         frames: list[pd.DataFrame] = []
-        columns = ["split", "label", "prediction", *([] if METRICS[metric].regression else ["scores"])]
         for run in runs:
-            frame = _read_predictions(run, split, columns)
+            frame = _read_predictions(run, split)
             if frame is None or (frames and not frame["label"].equals(frames[0]["label"])):
                 return None
             # A run that lacks a prediction has no score, and neither has a resample that draws this row.
             if frame["prediction"].isna().to_numpy().any():
                 return None
             frames.append(frame)
-        values = [frames[0]["label"].to_numpy(), *(frame["prediction"].to_numpy() for frame in frames)]
-        labels, *predictions = _encode(values, metric)
-        # A row of `scores` has the probability of each class.
-        n_classes = 1 if METRICS[metric].regression else len(frames[0]["scores"].iloc[0])
-        return cls(labels, np.stack(predictions), metric, n_classes)
+        # The runs of a condition have the same classes, because they have the same training data.
+        classes = _read_classes(runs[0])
+        if classes is None or (classes.names is None) != METRICS[metric].regression:
+            return None
+        try:
+            labels = _encode(frames[0]["label"], classes)
+            predictions = np.stack([_encode(frame["prediction"], classes) for frame in frames])
+        except (KeyError, TypeError, ValueError) as error:
+            _log.warning("%s: predictions do not fit the classes (%r); they are not resampled", runs[0].folder, error)
+            return None
+        return cls(labels, predictions, metric, classes.num_labels)
 
     def count_confusions(self, index: int, draws: np.ndarray) -> np.ndarray:
         """Compute the confusion matrices of a run on resamples.
@@ -127,40 +133,41 @@ class _SplitPredictions:
             draws: Indices of the drawn examples, (resamples, examples).
 
         Returns:
-            Confusion matrices with labels in rows, (resamples, class ids, class ids).
+            Confusion matrices with labels in rows, (resamples, classes, classes).
         """
-        predictions = self.predictions[index]
-        # Labels may contain classes unknown to the head of the model.
-        n_ids = max(self.n_classes, 1 + int(max(self.labels.max(), predictions.max())))
         # Encoding each pair of label and prediction as one number lets `bincount` fill a whole matrix in one call.
-        pairs = self.labels * n_ids + predictions
-        counts = [np.bincount(pairs[rows], minlength=n_ids**2) for rows in draws]
-        return np.stack(counts).reshape(-1, n_ids, n_ids)
+        pairs = self.labels * self.n_classes + self.predictions[index]
+        counts = [np.bincount(pairs[rows], minlength=self.n_classes**2) for rows in draws]
+        return np.stack(counts).reshape(-1, self.n_classes, self.n_classes)
 
     def score(self, labels: np.ndarray, predictions: np.ndarray) -> float:
         """Score predictions against labels, both (examples,)."""
         return METRICS[self.metric].score(labels, predictions, self.n_classes)
 
 
-def _encode(columns: Sequence[np.ndarray], metric: str) -> list[np.ndarray]:
-    """Encode columns of labels and predictions: as floats for regression, else as class ids."""
-    if METRICS[metric].regression:
-        return [column.astype(float) for column in columns]
-    # Same order as in `ailora.recipes.data.labels.Labels`: of two classes, the second is the positive class of F1.
-    names = {name for column in columns for name in column}
+def _encode(values: pd.Series, classes: Labels) -> np.ndarray:
+    """Encode labels or predictions: as floats for regression, else as class ids."""
+    if classes.names is None:
+        return values.to_numpy(dtype=float)
+    ids = {name: number for number, name in enumerate(classes.names)}
+    return np.array([ids[name] for name in values], dtype=int)
+
+
+def _read_classes(run: TrialResult) -> Labels | None:
+    """Read the classes of a run. Its predictions may lack some, and F1 depends on which of two is the second."""
+    assert run.folder is not None
     try:
-        ordered = sorted(names, key=int)
-    except ValueError:
-        ordered = sorted(names)
-    ids = {name: number for number, name in enumerate(ordered)}
-    return [np.array([ids[name] for name in column], dtype=int) for column in columns]
+        return Labels.from_result(RunFolder(run.folder).read_result().get("labels"))
+    except InputError as error:
+        _log.warning("%s; its predictions are not resampled", error)
+        return None
 
 
-def _read_predictions(run: TrialResult, split: str, columns: Sequence[str]) -> pd.DataFrame | None:
+def _read_predictions(run: TrialResult, split: str) -> pd.DataFrame | None:
     if run.folder is None:
         return None
     try:
-        frame = RunFolder(run.folder).read_predictions(columns)
+        frame = RunFolder(run.folder).read_predictions(["split", "label", "prediction"])
     except InputError as error:
         # The results do not depend on predictions: a damaged file must not hide them.
         _log.warning("%s; these predictions are not resampled", error)
