@@ -85,9 +85,9 @@ def load_all_examples(data: DataConfig, split: str) -> Examples:
 
 def warn_shared_sources(data: DataSource) -> None:
     """Warn if a split for evaluation names a file, or a split of the dataset, that is also training data."""
-    trained = _name_sources(data, "train")
+    training_sources = _find_sources(data, "train")
     for split in data.splits[1:]:
-        if shared := sorted(trained & _name_sources(data, split)):
+        if shared := sorted(training_sources & _find_sources(data, split)):
             _LOG.warning(
                 "data.%s and data.train both name %s: scores on rows of the training data do not show how well the "
                 "model generalizes",
@@ -96,8 +96,8 @@ def warn_shared_sources(data: DataSource) -> None:
             )
 
 
-def _name_sources(data: DataSource, split: str) -> set[str]:
-    """Return the files of a split, without symbolic links, or the name of a dataset's split."""
+def _find_sources(data: DataSource, split: str) -> set[str]:
+    """Return the paths of a split's files, with symbolic links resolved, or the name of a dataset's split."""
     source = getattr(data, split)
     names = [source] if isinstance(source, str) else source
     return set(names) if data.dataset is not None else {os.path.realpath(name) for name in names}
@@ -118,9 +118,9 @@ def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Tab
         InputError: The data are missing or invalid.
     """
     source, named = getattr(data, split), {*data.named_columns, *columns}
-    return (
-        read_tables(source, data.columns, named=named) if data.dataset is None else _read_dataset(data, source, named)
-    )
+    if data.dataset is None:
+        return read_tables(source, data.columns, named=named)
+    return _read_dataset(data, source, named)
 
 
 def sample_indices(count: int, limit: int | None) -> list[int]:
@@ -171,20 +171,21 @@ def _read_dataset(data: DataSource, split: str, named: Collection[str]) -> Table
         raise InputError(f"cannot load split {split!r} of dataset {data.dataset!r}: {error}") from error
     columns = tuple(loaded.column_names)
     # Other columns are not read, because reading may fail: images without Pillow, dates beyond the year 9999.
-    name = f"{data.dataset}/{split}"
+    source = f"{data.dataset}/{split}"
     values = [
-        _read_column(loaded, column, name) if column in named else repeat(None, len(loaded)) for column in columns
+        _read_column(loaded, column, source) if column in named else repeat(None, len(loaded)) for column in columns
     ]
     rows = list(zip(*values, strict=True))
-    return Table(columns, rows, [f"{name}: row {i}" for i in range(len(rows))])
+    return Table(columns, rows, [f"{source}: row {i}" for i in range(len(rows))])
 
 
-def _read_column(loaded: Dataset, column: str, name: str) -> list[object]:
+def _read_column(loaded: Dataset, column: str, source: str) -> list[object]:
     feature = loaded.features[column]
     try:
         if isinstance(feature, datasets.ClassLabel):
+            # Datasets with secret test labels, such as GLUE, store -1 in place of the labels.
             return [feature.int2str(value) if value >= 0 else None for value in loaded[column]]
         return list(loaded[column])
     # Python cannot represent all of Arrow's dates, and some columns need a package for decoding.
     except (OverflowError, ValueError, ImportError) as error:
-        raise InputError(f"{name}: column {column!r} cannot be read ({error}): convert it to text") from None
+        raise InputError(f"{source}: column {column!r} cannot be read ({error}): convert it to text") from None

@@ -12,8 +12,8 @@ from ailora.formatting import shorten, truncate
 from ailora.recipes.evaluation.classification_metrics import METRICS
 
 _WHOLE = re.compile(r"-?[0-9]+")
-#: Limit on the digits of a whole number. Python converts at most 4,300 digits to an int, and a float has at most 309
-#: digits before the point.
+#: Maximum number of digits in a whole number. Python converts at most 4,300 digits to an int, and a float has at most
+#: 309 digits before the point.
 _MAX_DIGITS = 300
 #: Limit for a label, and for a list of labels, in error messages.
 _MAX_SHOWN_CHARS = 500
@@ -111,6 +111,7 @@ class Labels:
                 labels, shown = shorten(", ".join(self.names), _MAX_SHOWN_CHARS), shorten(name, _MAX_SHOWN_CHARS)
                 raise InputError(f"{origin}: label {shown!r} is not in the training data, which has {labels}")
             return self.names.index(name)
+        # NaN stands for a value that is not a number, and is refused below.
         try:
             number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
         except (ValueError, OverflowError):

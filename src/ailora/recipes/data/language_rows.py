@@ -25,7 +25,8 @@ from ailora.recipes.data.templates import Template
 
 #: Message for the chat template, with the keys `role`, `content`, and all further keys in the data.
 Message = dict[str, Any]
-#: Parameters of `apply_chat_template`, which a row may not set through `chat_template_kwargs`.
+#: Parameters of `apply_chat_template`, which a row may not set through `chat_template_kwargs`. `documents` is allowed,
+#: because `apply_chat_template` passes `documents` to the template as a variable.
 _RESERVED_VARIABLES = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents"}
 #: Keys of a message that may replace `content`.
 _CALL_KEYS = ("tool_calls", "function_call")
@@ -40,7 +41,8 @@ class Row:
     Attributes:
         origin: `file:line` of the row, for error messages.
         prompt: Text, or the messages before the last answer; None for plain text, whose tokens all count in the loss.
-        completion: Expected text; for a conversation, all messages up to and including the last answer.
+        completion: Expected text, or the plain text; for a conversation, all messages up to and including the last
+            answer, so also the messages of `prompt`.
         values: Values of the row by column.
         variables: Chat template variables, from the columns `tools` and `chat_template_kwargs`.
     """
@@ -232,12 +234,12 @@ def _read_message(message: object, source: MessageColumn, origin: str) -> Messag
             "expected a list of objects"
         )
     # Parquet gives every message the keys of all messages, with null for absent keys.
-    further = {
+    other_items = {
         key: value
         for key, value in message.items()
         if value is not None and key not in (source.role, source.content, "role", "content")
     }
-    return {"role": source.names.get(role, role), "content": content, **further}
+    return {"role": source.names.get(role, role), "content": content, **other_items}
 
 
 def _split_conversation(messages: list[Message], origin: str) -> tuple[list[Message], list[Message]]:
@@ -248,5 +250,5 @@ def _split_conversation(messages: list[Message], origin: str) -> tuple[list[Mess
             f"{origin}: expected a message with the role assistant, got the roles {', '.join(dict.fromkeys(roles))}; "
             "map different roles with data.messages: {column: ..., names: {gpt: assistant}}"
         )
-    last = len(roles) - roles[::-1].index("assistant")
-    return messages[: last - 1], messages[:last]
+    end = len(roles) - roles[::-1].index("assistant")
+    return messages[: end - 1], messages[:end]

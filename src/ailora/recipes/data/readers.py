@@ -19,12 +19,12 @@ from ailora.formatting import shorten
 from ailora.path_kind import is_file, is_folder
 from ailora.plain_data import parse_json, read_text, split_json_lines
 
-#: Limit on the characters in a CSV field: the largest C `long` of all platforms. Long texts exceed Python's default
-#: limit of 131,072.
+#: Limit on the characters in a CSV field: the largest number that a C `long` holds on every platform. Long texts exceed
+#: Python's default limit of 131,072.
 _MAX_FIELD_CHARS = 2**31 - 1
 _FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 _JSON_FORMATS = (".jsonl", ".json")
-_JSON_FORMS = "; a .json file holds a list of objects, a single object, or an object per line"
+_JSON_LAYOUT_HINT = "; a .json file holds a list of objects, a single object, or an object per line"
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,11 @@ def _validate_unique(columns: Sequence[str], origin: str) -> None:
 
 
 def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | None) -> Table:
-    tabs = file.suffix == ".tsv"
+    is_tsv = file.suffix == ".tsv"
     # GLUE's TSV files contain unpaired quotation marks; with quoting, the reader would join the following lines.
-    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
-    header, rows, origins = tuple(columns) if columns else None, [], []
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines, strict=True)
+    header = tuple(columns) if columns else None
+    rows, origins = [], []
     try:
         for fields in reader:
             if not fields:
@@ -156,13 +157,13 @@ def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | N
                 header = tuple(fields)
                 _validate_unique(header, f"{file}:{reader.line_num}")
             elif len(fields) != len(header):
-                kind = "tabs" if tabs else "commas"
+                separators = "tabs" if is_tsv else "commas"
                 raise InputError(
-                    f"{file}:{reader.line_num}: {len(fields)} fields separated by {kind}, expected {len(header)}: "
-                    + ", ".join(header)
+                    f"{file}:{reader.line_num}: {len(fields)} fields separated by {separators}, expected "
+                    f"{len(header)}: {', '.join(header)}"
                 )
             elif columns and not rows and tuple(fields) == header:
-                # Read as a row, the header line would add a class, or a text to learn.
+                # If the header line were read as a row, it would add a class, or a text to train on.
                 raise InputError(
                     f"{file}:{reader.line_num}: the first line is a header ({', '.join(header)}), but data.columns "
                     "says that files have none; remove the line from the file, or data.columns from the configuration "
@@ -184,7 +185,7 @@ def _parse_json_records(file: Path, text: str) -> Iterator[tuple[str, dict[str, 
                 raise InputError(f"{origin}: expected an object, got {type(record).__name__}")
             yield origin, record
     except InputError as error:
-        raise InputError(f"{error}{_JSON_FORMS if file.suffix == '.json' else ''}") from None
+        raise InputError(f"{error}{_JSON_LAYOUT_HINT if file.suffix == '.json' else ''}") from None
 
 
 def _parse_json_values(file: Path, text: str) -> Iterator[tuple[str, object]]:
@@ -203,6 +204,7 @@ def _is_json_lines(text: str) -> bool:
     """Return whether the text of a JSON file is an object per line: more text follows the first object."""
     text = text.lstrip()
     if not text.startswith("{"):
+        # An empty file counts as JSON Lines without rows. Otherwise, the parser would report a syntax error.
         return not text
     try:
         _, end = json.JSONDecoder().raw_decode(text)

@@ -17,7 +17,7 @@ class Template:
     """Text with column names in braces, or a list of alternative texts.
 
     Each row uses the first alternative whose columns all hold text or a number:
-    `["{instruction} {input}", "{instruction}"]` omits an empty input. `{{` and `}}` write literal braces.
+    `["{instruction} {input}", "{instruction}"]` omits an empty input. `{{` and `}}` stand for literal braces.
 
     Attributes:
         key: Configuration key of the template, for error messages.
@@ -41,8 +41,8 @@ class Template:
             The template.
 
         Raises:
-            InputError: There is no alternative, or the braces of one do not match, hold something other than a column
-                name, or are missing.
+            InputError: There is no alternative, or an alternative has no braces, braces that do not match, or braces
+                around something other than a column name.
         """
         texts = (value,) if isinstance(value, str) else tuple(value)
         if not texts:
@@ -90,7 +90,9 @@ def _parse_columns(text: str, key: str) -> tuple[str, ...]:
     names = [(name, format_, conversion) for _, name, format_, conversion in parts if name is not None]
     # Attributes, indexes and formats would let a configuration file read more than the columns of a row.
     for name, format_, conversion in names:
-        if not name or format_ or conversion or not name.replace(" ", "_").replace("-", "_").isidentifier():
+        # Unlike Python's identifiers, column names may contain spaces and hyphens.
+        is_column_name = name.replace(" ", "_").replace("-", "_").isidentifier()
+        if not is_column_name or format_ or conversion:
             raise InputError(
                 f"{key}: {text!r}: expected a column name in braces; write {{{{ and }}}} for literal braces"
             )
@@ -101,9 +103,9 @@ def _parse_columns(text: str, key: str) -> tuple[str, ...]:
 
 def _holds_text(value: object) -> bool:
     """Return whether a value is a number, or text that is not blank."""
-    # pandas writes missing values to Parquet files as NaN, so NaN counts as empty.
     if isinstance(value, bool) or value is None:
         return False
+    # pandas writes missing values to Parquet files as NaN, so NaN counts as empty.
     if isinstance(value, float):
         return not math.isnan(value)
     return isinstance(value, int) or (isinstance(value, str) and bool(value.strip()))

@@ -65,15 +65,15 @@ class Tokenization:
             InputError: A row has no token in the loss, before or after truncation. The message names files and lines.
         """
         encoded = [self.encode(row) for row in rows.rows]
-        if masked := _format_masked_origins(rows, encoded):
+        if origins := _format_masked_origins(rows, encoded):
             raise InputError(
-                f"{masked}: the loss would include no token; remove these rows, or lengthen their texts. With "
+                f"{origins}: the loss would include no token; remove these rows, or lengthen their texts. With "
                 "training.assistant_only_loss, the chat template must mark answers with {% generation %}"
             )
         truncated = [self._truncate(ids, labels) for ids, labels in encoded]
-        if masked := _format_masked_origins(rows, truncated):
+        if origins := _format_masked_origins(rows, truncated):
             raise InputError(
-                f"{masked}: truncation to {self.max_length} tokens removes the completion; increase "
+                f"{origins}: truncation to {self.max_length} tokens removes the completion; increase "
                 "training.max_length, shorten the prompts, or remove these rows"
             )
         return to_dataset(truncated)
@@ -176,11 +176,14 @@ class Tokenization:
         """
         words = _find_words(self.tokenizer.get_chat_template(tools=row.variables.get("tools")))
         ignored = sorted(row.variables.keys() - words)
-        for key in sorted({key for message in messages for key, value in message.items() if value} & _CONTENT_KEYS):
-            if not words & (_REASONING_KEYS if key in _REASONING_KEYS else {key}):
+        filled_keys = {key for message in messages for key, value in message.items() if value}
+        for key in sorted(filled_keys & _CONTENT_KEYS):
+            synonyms = _REASONING_KEYS if key in _REASONING_KEYS else {key}
+            if not words & synonyms:
                 # A template may write whole messages without naming keys: compare the tokens with and without the key.
                 reduced = [{name: value for name, value in message.items() if name != key} for message in messages]
-                ignored += [key] if self._encode_messages(row, messages) == self._encode_messages(row, reduced) else []
+                if self._encode_messages(row, messages) == self._encode_messages(row, reduced):
+                    ignored.append(key)
         if ignored:
             raise InputError(
                 f"{row.origin}: the chat template ignores {ignored[0]!r}; set a data.chat_template that uses "
@@ -191,12 +194,13 @@ class Tokenization:
 
     def _validate_loss_weight(self, row: Row, message: Message, template_words: frozenset[str]) -> None:
         """Validate that a message's loss weight fits the configuration, unless the chat template reads the weight."""
-        counted = message["role"] == "assistant" or not self.assistant_only_loss
+        in_loss = message["role"] == "assistant" or not self.assistant_only_loss
         for key in sorted((_LOSS_KEYS & message.keys()) - template_words):
-            if message[key] not in (int(counted), counted):
+            # A weight is a boolean or a number; in Python, True equals 1.
+            if message[key] != in_loss:
                 raise InputError(
                     f"{row.origin}: a message with the role {message['role']!r} has {key} {short_repr(message[key])}, "
-                    f"but the loss {'includes' if counted else 'excludes'} the message; change "
+                    f"but the loss {'includes' if in_loss else 'excludes'} the message; change "
                     f"training.assistant_only_loss, or remove {key!r} from the data"
                 )
 
@@ -270,8 +274,8 @@ def prepare_tokenizer(
         )
     if tokenizer.pad_token is None:
         raise InputError(f"the tokenizer of {name!r} has no padding token; set pad_token in its tokenizer_config.json")
-    # With padding on the left, models with position embeddings would read a row at other positions in each batch.
-    # Generation itself pads its prompts on the left.
+    # With padding on the left, the positions of a row's tokens would depend on the longest row of the batch. Generation
+    # pads its prompts on the left regardless of this setting.
     tokenizer.padding_side = "right"
     if chat_template is not None:
         file = expand_home(chat_template)

@@ -21,11 +21,11 @@ def validate_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, *, 
         InputError: The special tokens leave less than one token for each text.
     """
     # Tokenizers silently skip truncation if the special tokens alone exceed max_length.
-    special, texts = tokenizer.num_special_tokens_to_add(pair=pairs), 1 + pairs
-    if max_length < special + texts:
+    num_special, num_texts = tokenizer.num_special_tokens_to_add(pair=pairs), 2 if pairs else 1
+    if max_length < num_special + num_texts:
         raise InputError(
-            f"data.max_length must be at least {special + texts}, got {max_length}: the tokenizer adds {special} "
-            "special tokens, and no room for text would be left"
+            f"data.max_length must be at least {num_special + num_texts}, got {max_length}: the tokenizer adds "
+            f"{num_special} special tokens, and no room for text would be left"
         )
 
 

@@ -19,9 +19,9 @@ class Metric:
         score: Function of labels (rows,), predictions (rows,) and the number of classes. Labels and predictions are
             class ids, or real numbers for a regression metric.
         regression: Whether labels and predictions are real numbers.
-        score_confusion: Function of confusion matrices, (..., class ids, class ids) with labels in rows, and the number
-            of classes. Returns the same score for each matrix, in one call for many resamples. None for a regression
-            metric.
+        score_confusion: Function of confusion matrices (..., class ids, class ids), with labels in rows, and the number
+            of classes. There may be more class ids than classes, because labels may be unknown to the model. Returns
+            the same score for each matrix, in one call for many resamples. None for a regression metric.
     """
 
     score: Callable[[np.ndarray, np.ndarray, int], float]
@@ -36,13 +36,13 @@ def _compute_f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> fl
 
 # A bootstrap scores thousands of resamples from their confusion matrices, because a call of scikit-learn takes 0.5 to
 # 2 ms, mostly for checking its inputs.
-def _score_accuracy(counts: np.ndarray, _classes: int) -> np.ndarray:
-    return np.trace(counts, axis1=-2, axis2=-1) / counts.sum(axis=(-2, -1))
+def _score_accuracy(confusion: np.ndarray, _classes: int) -> np.ndarray:
+    return np.trace(confusion, axis1=-2, axis2=-1) / confusion.sum(axis=(-2, -1))
 
 
-def _score_f1(counts: np.ndarray, classes: int) -> np.ndarray:
-    correct = np.diagonal(counts, axis1=-2, axis2=-1)
-    occurrences = counts.sum(axis=-1) + counts.sum(axis=-2)
+def _score_f1(confusion: np.ndarray, classes: int) -> np.ndarray:
+    correct = np.diagonal(confusion, axis1=-2, axis2=-1)
+    occurrences = confusion.sum(axis=-1) + confusion.sum(axis=-2)
     scores = 2 * correct / np.maximum(occurrences, 1)
     if classes == 2:
         return scores[..., 1]
@@ -50,14 +50,14 @@ def _score_f1(counts: np.ndarray, classes: int) -> np.ndarray:
     return scores.sum(axis=-1) / (occurrences > 0).sum(axis=-1)
 
 
-def _score_matthews(counts: np.ndarray, _classes: int) -> np.ndarray:
-    # The product of variances grows with the fourth power of the rows: int64 overflows at about 78,000 rows.
-    counts = counts.astype(np.float64)
-    n, correct = counts.sum(axis=(-2, -1)), np.trace(counts, axis1=-2, axis2=-1)
-    labels, predictions = counts.sum(axis=-1), counts.sum(axis=-2)
+def _score_matthews(confusion: np.ndarray, _classes: int) -> np.ndarray:
+    # The product of variances grows with the fourth power of the number of rows: int64 overflows at about 78,000 rows.
+    confusion = confusion.astype(np.float64)
+    n, correct = confusion.sum(axis=(-2, -1)), np.trace(confusion, axis1=-2, axis2=-1)
+    labels, predictions = confusion.sum(axis=-1), confusion.sum(axis=-2)
     covariance = correct * n - (labels * predictions).sum(axis=-1)
-    variance = (n**2 - (labels**2).sum(axis=-1)) * (n**2 - (predictions**2).sum(axis=-1))
-    return np.where(variance > 0, covariance / np.sqrt(np.maximum(variance, 1)), 0.0)
+    variance_product = (n**2 - (labels**2).sum(axis=-1)) * (n**2 - (predictions**2).sum(axis=-1))
+    return np.where(variance_product > 0, covariance / np.sqrt(np.maximum(variance_product, 1)), 0.0)
 
 
 def _ignore_num_classes(function: Callable[..., float]) -> Callable[[np.ndarray, np.ndarray, int], float]:

@@ -128,8 +128,8 @@ def measure_forgetting(
     Args:
         evaluator: Evaluator of the run.
         model: Trained model.
-        general: Tokenized general text.
-        base: Likelihood of the text under the base model. If None, measure it with the adapter disabled.
+        general: Tokenized text of `evaluation.general_text`.
+        base: Likelihood of this text under the base model. If None, measure it with the adapter disabled.
 
     Returns:
         `base_loss`, `loss` and the difference `rise` in nats per token, and the number of `tokens`.

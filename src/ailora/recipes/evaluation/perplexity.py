@@ -37,7 +37,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """Perplexity, `exp(loss)`; infinite if the exponential overflows, and NaN for a loss of NaN."""
+        """Perplexity, `exp(loss)`; infinite for a loss of 700 or more, and NaN for a loss of NaN."""
         # math.exp raises OverflowError for arguments of about 710 and more.
         return math.inf if self.loss >= 700 else math.exp(self.loss)
 
@@ -61,12 +61,14 @@ def compute_likelihood(
     """
     device = next(model.parameters()).device
     seq2seq = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    # Negative log-likelihood, and number of labelled tokens.
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")
     # Batches of rows with similar lengths need little padding.
     lengths = count_tokens(dataset)
     shard = split_between_processes(sorted(range(len(lengths)), key=lengths.__getitem__))
     batches = DataLoader(dataset.select([i for i, _ in shard]), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
-    is_counted = iter([counts for _, counts in shard])
+    # One flag per row, in the order of the batches.
+    counted_flags = iter([is_counted for _, is_counted in shard])
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -78,7 +80,7 @@ def compute_likelihood(
             for row in range(len(labels)):
                 # Ranks with fewer rows repeat some rows, because collective operations of sharded models wait for all
                 # ranks. Repeated rows do not count.
-                if not next(is_counted):
+                if not next(counted_flags):
                     labels[row] = IGNORE_INDEX
             logits = model(**inputs).logits
             if not seq2seq:

@@ -134,5 +134,5 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     # In float16, probabilities would have three digits, and rows of many classes would not sum to 1.
     logits = logits.astype(np.float64)
     # Subtracting the maximum changes no probability and prevents an overflow in exp.
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)

@@ -89,7 +89,7 @@ def _encode_tsv(frame: pd.DataFrame, file: Path) -> bytes:
     lines = [[*map(_to_text, row)] for row in _iter_rows(frame)]
     for number, line in enumerate(lines):
         for column, cell in zip(frame.columns, line, strict=True):
-            if any(sign in cell for sign in "\t\n\r"):
+            if any(character in cell for character in "\t\n\r"):
                 where = f"row {number - 1}, column {column!r}" if number else f"column {column!r}"
                 raise InputError(
                     f"{file}: {where} contains a tab or a line break, which .tsv cannot represent; choose .csv, "
@@ -101,9 +101,9 @@ def _encode_tsv(frame: pd.DataFrame, file: Path) -> bytes:
 def _encode_csv(frame: pd.DataFrame, _file: Path) -> bytes:
     lines = [[*map(_to_text, row)] for row in _iter_rows(frame)]
     # Before Python 3.13, the csv module writes a lone carriage return without quotes, and reads it as a line break.
-    carriage_return = any("\r" in cell for line in lines for cell in line)
+    has_carriage_return = any("\r" in cell for line in lines for cell in line)
     stream = io.StringIO(newline="")
-    quoting = csv.QUOTE_ALL if carriage_return else csv.QUOTE_MINIMAL
+    quoting = csv.QUOTE_ALL if has_carriage_return else csv.QUOTE_MINIMAL
     csv.writer(stream, lineterminator="\n", quoting=quoting).writerows(lines)
     return stream.getvalue().encode()
 
@@ -142,6 +142,7 @@ def _iter_cells(frame: pd.DataFrame) -> Iterable[object]:
 
 def _to_text(value: object) -> str:
     """Format a cell: a missing value as an empty string, lists and mappings as JSON on a single line."""
+    # Unlike JSON, text can represent an infinite number.
     if isinstance(value, float) and math.isinf(value):
         return str(value)
     value = _to_plain(value)

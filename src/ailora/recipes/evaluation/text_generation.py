@@ -32,7 +32,8 @@ _REMOTE_CODE_MODES = (
     GenerationMode.CONSTRAINED_BEAM_SEARCH,
 )
 
-#: Answer that marks the end of an answer in a formatted conversation.
+#: Answer of a trial conversation. The tokens that a chat template writes after this text end an answer. No template
+#: contains this text itself.
 _ANSWER = "answer-7f3a"
 #: Hidden size assumed for models whose configuration has no `hidden_size`.
 _DEFAULT_HIDDEN_SIZE = 64
@@ -63,8 +64,8 @@ def build_generation_config(
         InputError: A field is unknown, a value is invalid, or transformers would need code from the hub.
     """
     _validate_fields(fields, tokenizer)
-    ends = [tokenizer.eos_token_id, *(_find_answer_end(tokenizer) if chat else [])]
-    special_ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": list(dict.fromkeys(ends))}
+    end_ids = [tokenizer.eos_token_id, *(_find_answer_end(tokenizer) if chat else [])]
+    special_ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": list(dict.fromkeys(end_ids))}
     try:
         config = GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special_ids, **fields})
         # Without `strict`, settings that have no effect only cause a warning, such as a temperature without sampling.
@@ -117,7 +118,8 @@ def validate_no_max_length(fields: Mapping[str, Any]) -> None:
     Raises:
         InputError: `max_length` is set.
     """
-    # With both, transformers silently ignores max_length. It also counts the prompt, which may be longer.
+    # transformers silently ignores max_length beside max_new_tokens, which has a default here. In addition, max_length
+    # counts the prompt, which alone may be longer.
     if fields.get("max_length") is not None:
         raise InputError(
             "evaluation.generate: max_length also counts the prompt of a causal model, and has no effect beside "
@@ -128,7 +130,8 @@ def validate_no_max_length(fields: Mapping[str, Any]) -> None:
 def _find_answer_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Find the token with which the chat template ends an answer, such as `<|im_end|>` or `<end_of_turn>`.
 
-    In many templates, this is not the tokenizer's end-of-text token, which the trained model then never generates.
+    In many templates, this token differs from the tokenizer's end-of-text token. A model trained with such a template
+    never generates the end-of-text token.
 
     Returns:
         Id of the first added token after the answer. Empty if the template writes no such token, or if the template
@@ -153,10 +156,11 @@ def _format_contradictions(error: Exception) -> str:
 
 def get_cache_width(config: PreTrainedConfig) -> int:
     """Return the width of a token's keys in the cache of a layer: the number of key heads times their size."""
-    text: Any = config.get_text_config(decoder=True)
-    heads = getattr(text, "num_attention_heads", None) or 1
-    head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", _DEFAULT_HIDDEN_SIZE) // heads
-    return head_dim * (getattr(text, "num_key_value_heads", None) or heads)
+    text_config: Any = config.get_text_config(decoder=True)
+    heads = getattr(text_config, "num_attention_heads", None) or 1
+    hidden_size = getattr(text_config, "hidden_size", _DEFAULT_HIDDEN_SIZE)
+    head_dim = getattr(text_config, "head_dim", None) or hidden_size // heads
+    return head_dim * (getattr(text_config, "num_key_value_heads", None) or heads)
 
 
 def try_generation(
@@ -230,7 +234,7 @@ def generate_texts(
         batch = [prompts[i] for i, _ in shard[start : start + batch_size]]
         completions += _generate_batch(model, tokenizer, batch, config)
     model.train(training)
-    texts = gather([text for text, (_, counts) in zip(completions, shard, strict=True) if counts])
+    texts = gather([text for text, (_, is_counted) in zip(completions, shard, strict=True) if is_counted])
     text_by_index = dict(zip(order, texts, strict=True))
     return [text_by_index[i] for i in range(len(prompts))]
 

@@ -31,6 +31,7 @@ from ailora.recipes.recipe import Model
 from ailora.recipes.registry import load_run
 from ailora.recipes.task_models import load_language_model, load_tokenizer, validate_finite
 
+#: Prompts per batch.
 _BATCH_SIZE = 8
 
 

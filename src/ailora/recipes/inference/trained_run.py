@@ -80,7 +80,7 @@ class TrainedRun:
             InputError: A file of the run is missing or damaged.
         """
         model: Any = self._load()
-        # transformers loads a model for bitsandbytes on the accelerator, and refuses to move it.
+        # transformers loads a model quantized with bitsandbytes directly onto the accelerator, and refuses to move it.
         if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
             return model
         return model.to(torch.accelerator.current_accelerator() or "cpu")
@@ -90,29 +90,29 @@ class TrainedRun:
         method = config.adapter.method
         # A custom function may return an adapted or a fully fine-tuned model. Only the saved files show which.
         full = isinstance(method, FullFineTuning) or (isinstance(method, CustomFunction) and folder.model.is_dir())
-        saved = folder.model if full else folder.adapter
-        _validate_saved_files(folder, saved, prefix="" if full else "adapter_")
+        saved_dir = folder.model if full else folder.adapter
+        _validate_saved_files(folder, saved_dir, prefix="" if full else "adapter_")
         if full:
             try:
-                return validate_finite(self.recipe.load_model(str(saved)), saved)
+                return validate_finite(self.recipe.load_model(str(saved_dir)), saved_dir)
             except InputError as error:
-                raise InputError(f"cannot load the model {saved} ({error}): {folder.rewrite_hint}") from error
+                raise InputError(f"cannot load the model {saved_dir} ({error}): {folder.rewrite_hint}") from error
         base = self.recipe.load_model(resolve_model(config.model))
         try:
-            adapted = load_peft_adapter(base, saved)
+            adapted = load_peft_adapter(base, saved_dir)
         except (SafetensorError, InputError) as error:
-            raise InputError(f"cannot load the adapter {saved} ({error}): {folder.rewrite_hint}") from error
+            raise InputError(f"cannot load the adapter {saved_dir} ({error}): {folder.rewrite_hint}") from error
         # The adapter is intact, but does not fit its base model, so writing the adapter again would not help.
         except ModelError as error:
-            raise InputError(f"cannot load the adapter {saved}: {error}") from error
-        return validate_finite(adapted, saved)
+            raise InputError(f"cannot load the adapter {saved_dir}: {error}") from error
+        return validate_finite(adapted, saved_dir)
 
 
-def _validate_saved_files(folder: RunFolder, saved: Path, *, prefix: str) -> None:
+def _validate_saved_files(folder: RunFolder, saved_dir: Path, *, prefix: str) -> None:
     # transformers and PEFT would look for a missing file on the hub.
     for name in (f"{prefix}config.json", f"{prefix}model*.safetensors"):
-        if not any(saved.glob(name)):
-            raise InputError(f"{saved} has no {name.replace('*', '')}: {folder.rewrite_hint}")
+        if not any(saved_dir.glob(name)):
+            raise InputError(f"{saved_dir} has no {name.replace('*', '')}: {folder.rewrite_hint}")
 
 
 def read_result(folder: RunFolder, parsers: Mapping[str, Callable[[object], object]]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def validate_usable(training: Mapping[str, Any], arguments: TrainingArguments) -
     for key, package in (("deepspeed", "deepspeed"), ("use_liger_kernel", "liger_kernel")):
         if training.get(key) and find_spec(package) is None:
             raise InputError(f"training.{key} needs the package {package}, which is not installed")
-    _validate_optimizer(arguments)
+    _validate_optimizer_and_schedule(arguments)
     _validate_loader(arguments)
 
 
@@ -125,12 +125,13 @@ def _validate_accelerator(value: object) -> None:
         raise InputError(f"training.accelerator_config: {error}") from None
 
 
-def _validate_optimizer(arguments: TrainingArguments) -> None:
+def _validate_optimizer_and_schedule(arguments: TrainingArguments) -> None:
     model: Any = nn.Linear(2, 2)
     try:
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         # The toy model has none of the modules that `optim_target_modules` may name.
         if arguments.optim_target_modules is None and isinstance(optimizer_class, type):
+            # The options of some optimizers, such as LOMO, contain the parameters or the model.
             parameters = options.pop("params", options.pop("model", model.parameters()))
             optimizer_class(parameters, **options)
     except Exception as error:
@@ -148,8 +149,10 @@ def _validate_optimizer(arguments: TrainingArguments) -> None:
             num_training_steps=_SCHEDULE_STEPS,
             scheduler_specific_kwargs=kwargs,  # type: ignore[arg-type]
         )
-        for rate in getattr(scheduler, "lr_lambdas", ()):
-            [float(rate(step)) for step in range(_SCHEDULE_STEPS)]
+        # A schedule with unsuitable options may fail only at some steps.
+        for lr_lambda in getattr(scheduler, "lr_lambdas", ()):
+            for step in range(_SCHEDULE_STEPS):
+                float(lr_lambda(step))
     except Exception as error:
         shown = "" if kwargs is None else f" with lr_scheduler_kwargs {kwargs}"
         name = SchedulerType(arguments.lr_scheduler_type).value

@@ -86,10 +86,11 @@ _TYPE_WORDS = {
 }
 
 
-#: Types of fields whose declared type accepts too much, or refuses valid values.
+#: Types that replace the declared type of a field, if the latter accepts too much or refuses valid values.
 _HINTS: dict[str, Any] = {
     # With eval_steps: null, the Trainer would use logging_steps, but save_steps could not be derived.
     "eval_steps": float,
+    # The declared type is `str | None`, but transformers also accepts booleans.
     "fsdp": bool | str | None,
 }
 
@@ -203,10 +204,9 @@ def validate_arguments(config: RunConfig) -> None:
     validate_resumable(config.training)
     # Constructing the arguments initializes the device and, under a launcher, the process group. The override prevents
     # both.
-    deviceless = type(config.arguments.__name__, (config.arguments,), {"_setup_devices": torch.device("cpu")})
-    validate_usable(
-        config.training, _construct_arguments(deviceless, without_distributed_args(config), output_dir="", use_cpu=True)
-    )
+    deviceless_class = type(config.arguments.__name__, (config.arguments,), {"_setup_devices": torch.device("cpu")})
+    portable = without_distributed_args(config)
+    validate_usable(config.training, _construct_arguments(deviceless_class, portable, output_dir="", use_cpu=True))
 
 
 def _construct_arguments(
@@ -280,8 +280,8 @@ def complete_training(
         InputError: A key is unknown or cannot be set, or a value has a wrong type or is out of range.
     """
     allowed = [field.name for field in dataclasses.fields(arguments_class) if field.init]
-    given = {**{new: given[old] for old, new in _RENAMED.items() if old in given}, **given}
-    given = {key: value for key, value in given.items() if key not in _RENAMED}
+    renamed = {new: given[old] for old, new in _RENAMED.items() if old in given}
+    given = renamed | {key: value for key, value in given.items() if key not in _RENAMED}
     for key in given:
         if key in _NOT_SETTABLE:
             raise InputError(f"training.{key} cannot be set: {_NOT_SETTABLE[key]}")
@@ -294,9 +294,9 @@ def complete_training(
     }
     if merged["eval_strategy"] != "steps" and "eval_steps" not in given:
         del merged["eval_steps"]
-    for save, evaluate in (("save_strategy", "eval_strategy"), ("save_steps", "eval_steps")):
-        if evaluate in merged:
-            merged.setdefault(save, merged[evaluate])
+    for save_key, eval_key in (("save_strategy", "eval_strategy"), ("save_steps", "eval_steps")):
+        if eval_key in merged:
+            merged.setdefault(save_key, merged[eval_key])
     _validate_combinations(merged, metrics)
     return merged
 
@@ -322,7 +322,8 @@ def _convert(key: str, value: object, hint: Any) -> object:
             choices = [str(member.value) for member in kind]
             if value not in choices:
                 raise unknown_name(f"training.{key}", value, choices)
-    expected = " or ".join(dict.fromkeys(word for kind in types if (word := _TYPE_WORDS.get(get_origin(kind) or kind))))
+    words = [_TYPE_WORDS.get(get_origin(kind) or kind) for kind in types]
+    expected = " or ".join(dict.fromkeys(word for word in words if word))
     error = InputError(f"training.{key}: expected {expected}, got {mask_value(key, value)}")
     # pydantic would read `learning_rate: true` as 1.
     if isinstance(value, bool) and {int, float} & set(types) and bool not in types:

@@ -25,7 +25,8 @@ class RunLog(TrainerCallback):
 
     Args:
         folder: Folder of the run.
-        seconds_before: Duration of training before the checkpoint from which the run resumes, in seconds; else 0.
+        seconds_before: Duration of training before the checkpoint from which the run resumes, in seconds; 0 for a run
+            that does not resume.
     """
 
     def __init__(self, folder: RunFolder, seconds_before: float) -> None:
@@ -42,11 +43,13 @@ class RunLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self.folder.claim(self.folder.log)
+            # A resumed run trains the steps after its checkpoint again, so their lines are removed.
             write_text(self.folder.log, "".join(map(_format_line, list_logged_steps(state))))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        # The Trainer would not evaluate after the last step if `eval_delay` is longer than the run.
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_evaluate or args.eval_strategy == "steps"
             control.should_save = control.should_save or args.save_strategy == "steps"
@@ -86,7 +89,9 @@ class ProgressBar(ProgressCallback):
         **kwargs: object,
     ) -> None:
         if self.training_bar is not None:
-            self.training_bar.set_description("evaluating", refresh=self.training_bar.desc == "")
+            # Drawing the bar once per evaluation is enough. At the first batch, the bar has no description yet.
+            is_first_batch = self.training_bar.desc == ""
+            self.training_bar.set_description("evaluating", refresh=is_first_batch)
         elif self.prediction_bar is None and state.is_world_process_zero and has_length(eval_dataloader):
             self.prediction_bar = tqdm(total=len(eval_dataloader), desc="evaluating", leave=False, disable=None)
         if self.prediction_bar is not None:

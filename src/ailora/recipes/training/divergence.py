@@ -49,6 +49,7 @@ class DivergenceCheck(TrainerCallback):
     ) -> None:
         loss = self.trainer.step_loss
         gradients = (parameter.grad for parameter in self._trained_parameters() if parameter.grad is not None)
+        # While the loss scale may fall, a gradient may overflow: the scaler then skips the step and halves the scale.
         largest = torch.zeros(()) if self._loss_scale_may_fall() else _max_abs(gradients)
         if self._is_finite_everywhere(loss, largest):
             return

@@ -48,6 +48,7 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
     trainer = trained.trainer
     history = list_evaluations(trainer.state, config.metrics)
     best = {"loss": _find_best(history, "loss", larger_is_better=False)}
+    # The first metric is the main metric. Language models have no metrics during training.
     for main_metric in config.metrics[:1]:
         best[main_metric] = _find_best(history, main_metric, larger_is_better=True)
     parameters = list(trainer.model.parameters()) if trainer.model else []
@@ -117,7 +118,8 @@ def _read_peak_memory() -> int | None:
 
 def read_resident_memory() -> int:
     """Return the resident memory of this process in bytes. Outside Linux, return the peak, or 0 if it is unknown."""
-    pages = Path("/proc/self/statm")
-    if not pages.is_file():
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
         return _read_peak_memory() or 0
-    return int(pages.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    resident_pages = int(statm.read_text(encoding="ascii").split()[1])
+    return resident_pages * os.sysconf("SC_PAGE_SIZE")

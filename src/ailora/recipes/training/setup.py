@@ -95,6 +95,10 @@ def count_trainable_parameters(method: Method, plan: Plan) -> int:
     Args:
         method: Method that initializes the adapter. `peft:mica` freezes `B`.
         plan: Plan of the adapter.
+
+    Returns:
+        The number of trainable entries of `A`, of `B` unless the method freezes `B`, and of DoRA's magnitudes.
     """
-    freezes_B = isinstance(method, PeftInit) and method.freezes_B
-    return plan.trainable - (sum(a.rank * a.projection.out_features for a in plan.adapters) if freezes_B else 0)
+    if isinstance(method, PeftInit) and method.freezes_B:
+        return plan.trainable - sum(adapter.rank * adapter.projection.out_features for adapter in plan.adapters)
+    return plan.trainable

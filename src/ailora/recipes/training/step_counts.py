@@ -32,9 +32,9 @@ def evaluation_steps(arguments: TrainingArguments, rows: int) -> list[int]:
     Returns:
         The steps in ascending order, including the last step of the run. Empty without evaluations.
     """
-    total, epoch = count_steps(arguments, rows), _count_epoch_steps(arguments, rows)
+    total, epoch_steps = count_steps(arguments, rows), _count_epoch_steps(arguments, rows)
     if arguments.eval_strategy == "epoch":
-        interval, first = epoch, arguments.eval_delay * epoch
+        interval, first = epoch_steps, arguments.eval_delay * epoch_steps
     elif arguments.eval_strategy == "steps" and arguments.eval_steps is not None:
         # A value below 1 is a fraction of all steps.
         is_share = arguments.eval_steps < 1

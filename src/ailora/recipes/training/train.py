@@ -113,7 +113,7 @@ def _find_newest_checkpoint(folder: RunFolder) -> Path | None:
 
 
 def _load_final_state(checkpoint: Path | None) -> TrainerState | None:
-    """Load the trainer state of a checkpoint after the last step of the run. None if steps are left."""
+    """Load the trainer state if a checkpoint is from the last step of the run. Return None if steps are left."""
     # The Trainer cannot resume from such a checkpoint: it would train one step too many.
     if checkpoint is None:
         return None
@@ -134,8 +134,8 @@ def _load_weights(model: Model, checkpoint: Path) -> Model:
     if isinstance(model, PeftModel):
         model.load_adapter(str(checkpoint), "default", is_trainable=True)
         return model
-    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    requires_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     loaded = type(model).from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
     for name, parameter in loaded.named_parameters():
-        parameter.requires_grad_(trained.get(name, True))
+        parameter.requires_grad_(requires_grad.get(name, True))
     return loaded

@@ -18,7 +18,7 @@ from ailora.errors import InputError
 from ailora.plain_data import read_json, read_json_object
 
 _COMPLETE = "complete.json"
-_NUMBERED = re.compile(r"checkpoint-(\d+)")
+_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 #: Suffixes of the files that a resumed run reads. Users may edit other files, such as a model card.
 _RESUMED_SUFFIXES = (".json", ".safetensors", ".pt", ".pth", ".bin", ".distcp")
 
@@ -40,7 +40,7 @@ def mark_complete(checkpoint: Path, train_seconds: float) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """List complete and incomplete checkpoints in a folder, from the newest to the oldest."""
-    named = [_NUMBERED.fullmatch(path.name) for path in folder.glob("checkpoint-*")]
+    named = [_CHECKPOINT_NAME.fullmatch(path.name) for path in folder.glob("checkpoint-*")]
     matches = sorted((match for match in named if match), key=lambda match: int(match[1]), reverse=True)
     return [folder / match[0] for match in matches]
 
@@ -151,9 +151,9 @@ def _validate_files(checkpoint: Path) -> None:
 
 def _validate_state(file: Path) -> None:
     """Validate that `trainer_state.json` contains the step in the checkpoint's name."""
-    # The Trainer would mistake an empty state for a finished training.
     if not file.is_file():
         raise _damaged_error(file, "it is missing")
+    # A state of step 0 of 0 would count as finished training.
     state, step = _read_content(file, _State), int(file.parent.name.removeprefix("checkpoint-"))
     if state.global_step != step or state.max_steps < step:
         raise _damaged_error(file, f"expected step {step}, got step {state.global_step} of {state.max_steps}")
@@ -179,8 +179,8 @@ def _describe_unreadable(file: Path) -> str | None:
 
 
 def _damaged_error(file: Path, reason: str) -> InputError:
-    checkpoint = next(folder for folder in file.parents if _NUMBERED.fullmatch(folder.name))
+    checkpoint = next(folder for folder in file.parents if _CHECKPOINT_NAME.fullmatch(folder.name))
     complete = list_complete_checkpoints(checkpoint.parent)
     older = complete[complete.index(checkpoint) + 1 :]
-    next_step = f"resume from {older[0].name}, the previous checkpoint" if older else "train from the start"
-    return InputError(f"{file} is damaged ({reason}): delete the folder {checkpoint} to {next_step}")
+    remedy = f"resume from {older[0].name}, the previous checkpoint" if older else "train from the start"
+    return InputError(f"{file} is damaged ({reason}): delete the folder {checkpoint} to {remedy}")
