@@ -10,6 +10,7 @@ import numbers
 import os
 import re
 import shlex
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeGuard, TypeVar
 
@@ -131,6 +132,14 @@ def format_duration(seconds: object) -> str:
 
 
 _UNITS = {"bytes": format_bytes, "seconds": format_duration, "learning_rate": format_lr, "seed": str}
+
+
+def format_signal(number: int) -> str:
+    """Format a signal as its name, such as SIGKILL, or as its number if it has no name, as most real-time signals."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
 
 
 def is_real(value: object) -> TypeGuard[float]:

@@ -21,6 +21,7 @@ from ailora.recipes.training.step_counts import count_steps, evaluation_steps
         pytest.param({"num_train_epochs": 1.4, "gradient_accumulation_steps": 5}, marks=pytest.mark.ci),
         pytest.param({"eval_strategy": "epoch", "per_device_train_batch_size": 40}, marks=pytest.mark.ci),
         pytest.param({"eval_strategy": "epoch", "num_train_epochs": 3, "eval_delay": 2}, marks=pytest.mark.ci),
+        pytest.param({"eval_strategy": "epoch", "num_train_epochs": 1.5, "eval_delay": 5}, marks=pytest.mark.ci),
     ],
 )
 def test_counts_are_those_of_a_real_run(config: dict[str, Any], training: dict[str, Any]) -> None:

@@ -97,6 +97,23 @@ def test_the_looks_of_a_study_that_has_begun_stay(study: dict[str, Any]) -> None
         with pytest.raises(InputError, match=rf"no longer fits its storage \({changed}"):
             opened(study, **{"methods": ["lora"], "seeds": seeds} | changes)
     opened(study, methods=["lora", "ailora"], seeds=seeds, baseline="lora")[0].close()
+    # Fewer comparisons would weaken the correction for those that look best.
+    with pytest.raises(InputError, match=r"no longer fits its storage \(removed: methods.ailora\)"):
+        opened(study, methods=["lora"], seeds=seeds)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"tasks": ["a"]}, {"methods": None}, {"methods": [{}], "seeds": {}}, {"base": {}, "seeds": None}]
+)
+def test_a_damaged_file_in_the_storage_is_refused(study: dict[str, Any], damage: dict[str, Any]) -> None:
+    storage, _ = opened(study, methods=["lora"])
+    storage.update_config(storage.config | damage)
+    with pytest.raises(InputError, match="is damaged|no longer fits"):
+        opened(study, methods=["lora"])
+    del storage.config["seeds"]
+    storage.update_config(storage.config)
+    with pytest.raises(InputError, match="is damaged"):
+        opened(study, methods=["lora"])
 
 
 def test_what_a_smaller_grid_leaves_out_is_kept_but_not_shown(study: dict[str, Any]) -> None:

@@ -60,7 +60,8 @@ def read_config(file: Path) -> dict[str, Any]:
         pattern = config.get(name) or {}
         if not isinstance(pattern, dict) or not all(_is_positive(value) for value in pattern.values()):
             raise InputError(f"{file}: {name} must map names to positive numbers, got {_short(pattern)}")
-    for key, rank in {"r": config["r"], **(config.get("rank_pattern") or {})}.items():
+    # A list and not a mapping, because a pattern may be called "r" too.
+    for key, rank in [("r", config["r"]), *(config.get("rank_pattern") or {}).items()]:
         # PEFT allocates tensors of this size, and torch refuses 4.0.
         if type(rank) is not int:
             raise InputError(f"{file}: the rank {_short(key)} must be a whole number, got {_short(rank)}")

@@ -18,6 +18,8 @@ from ailora.analysis.weight_update import WeightUpdate
 
 #: Number of bins of equal width between the principal and the minor directions. More bins would give a noisy curve.
 _MIDDLE_BINS = 8
+#: Limit of the ends of an interval of logarithms. `math.exp` overflows at 710, and charts need room beyond the ends.
+_MAX_LOG = 300.0
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ def enrichment(rows: pd.DataFrame) -> tuple[float, float, float]:
     # Average logarithms, so that factors of 2 and 1/2 cancel.
     shares, chances = rows["share"].to_numpy(dtype=float), rows["chance"].to_numpy(dtype=float)
     logs = np.log(shares[shares > 0] / chances[shares > 0])
-    low, high = mean_interval(logs)
-    return math.exp(logs.mean()) if len(logs) else math.nan, math.exp(low), math.exp(high)
+    mean = float(logs.mean()) if len(logs) else math.nan
+    low, high = np.clip(mean_interval(logs), -_MAX_LOG, _MAX_LOG)
+    return math.exp(mean), math.exp(low), math.exp(high)
 
 
 def _cut_into_bins(count: int, rank: int) -> list[tuple[str, int, int]]:

@@ -88,10 +88,10 @@ def _find_module_folders(source: Path) -> list[Path]:
     """
     file = source / "modules.json"
     modules = read_json(file) if file.is_file() else []
-    paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    entries = [module for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    paths = [path for entry in entries if isinstance(path := entry.get("path"), str)]
     # A path with several parts could leave the folder.
-    names = [path for path in dict.fromkeys(paths) if isinstance(path, str) and _MODULE_FOLDER_NAME.fullmatch(path)]
-    folders = [source / name for name in names]
+    folders = [source / path for path in dict.fromkeys(paths) if _MODULE_FOLDER_NAME.fullmatch(path)]
     # The output holds the merged weights of the transformer, and must not hold the unmerged weights too.
     return [folder for folder in folders if "model_type" not in _read_config(folder)]
 

@@ -64,7 +64,8 @@ def explain_failed_write(error: BaseException, folder: Path) -> str | None:
     """
     if isinstance(error, OSError):
         # A permission may also be missing for reading or downloading, so it counts only for paths below the folder.
-        is_denied = error.errno in (errno.EACCES, errno.EPERM) and str(error.filename).startswith(str(folder))
+        is_below = isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder)
+        is_denied = error.errno in (errno.EACCES, errno.EPERM) and is_below
         return error.strerror if is_denied or error.errno in _REFUSED_WRITES else None
     if (refusal := _RUST_OS_ERROR.search(str(error))) and int(refusal[2]) in _REFUSED_WRITES:
         return refusal[1]

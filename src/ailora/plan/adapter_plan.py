@@ -125,6 +125,13 @@ class Plan:
         return sum(self._trainable(a) for a in self.adapters) + self.magnitudes
 
     @property
+    def anchor_entries(self) -> int:
+        """Number of entries of the initial factors kept beside the trained factors. The stock form keeps none."""
+        if self.form is Form.STOCK:
+            return 0
+        return sum(self._trainable(a) for a in self.adapters if a.init.needs_anchor)
+
+    @property
     def magnitudes(self) -> int:
         """Number of magnitudes that DoRA trains, an entry for each row of an adapted weight. Zero without DoRA."""
         return sum(group[0].projection.shape[0] for group in self.modules.values()) if self.options.dora else 0

@@ -113,7 +113,7 @@ def _estimate_costs(
     flops_per_parameter = 2 + 2 + 2 * (plan is None) + 2 * bool(arguments.activation_checkpointing)
     weight_bytes = sum(p.numel() * _bytes_per_entry(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
     # In float32, a parameter with its gradient and Adam's two moments takes 16 bytes; an entry of the anchor takes 4.
-    anchor_entries = plan.trainable - plan.magnitudes if plan and not isinstance(method, PeftInit) else 0
+    anchor_entries = plan.anchor_entries if plan and not isinstance(method, PeftInit) else 0
     optimizer_bytes = trained * 16 + anchor_entries * 4
     activation_bytes = _estimate_activation_bytes(config, arguments, model, max(packed_lengths))
     # On a CPU, runs report the memory of the process; on a GPU, the memory allocated by torch.

@@ -24,7 +24,7 @@ def validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
     """Refuse a study file that changes a fixed part of its stored study.
 
     Raises:
-        InputError: A fixed part has changed, or the storage holds a search.
+        InputError: A fixed part has changed, or the storage holds a search or a damaged study.
     """
     if storage.is_search:
         raise InputError(
@@ -32,14 +32,26 @@ def validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
             "different storage or name"
         )
     plain = config.model_dump(by_alias=True)
-    now, stored = _fixed_parts(plain), _fixed_parts(storage.config)
-    if isinstance(storage.config["seeds"], dict):
-        # The error rate holds only if the looks, margin, baseline and rates were planned before the first look.
-        now |= _sequential_parts(plain)
-        stored |= _sequential_parts(storage.config)
-    # Tasks and methods may be added and removed.
+    try:
+        now, stored = _fixed_parts(plain), _fixed_parts(storage.config)
+        removed = stored.keys() - now.keys()
+        is_sequential = isinstance(storage.config["seeds"], dict)
+        if is_sequential:
+            # The error rate holds only if the looks, margin, baseline and rates were planned before the first look.
+            now |= _sequential_parts(plain)
+            stored |= _sequential_parts(storage.config)
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
+        raise InputError(
+            f"{mask_url(storage.url)}: the file of the study {storage.name!r} is damaged ({error!r})"
+        ) from None
+    # Tasks and methods may be added.
     shared = now.keys() & stored.keys()
-    if changes := describe_differences({key: now[key] for key in shared}, {key: stored[key] for key in shared}):
+    changes = describe_differences({key: now[key] for key in shared}, {key: stored[key] for key in shared})
+    # They may also be removed, except in a sequential study: with fewer comparisons, Holm's correction would be weaker
+    # for those that look best so far.
+    if is_sequential and removed and not changes:
+        changes = f"removed: {', '.join(sorted(removed))}"
+    if changes:
         raise InputError(
             f"the study {storage.name!r} no longer fits its storage ({changes}): choose a different output or name"
         )

@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ailora.atomic_io import refuse_link
 from ailora.child_environment import safe_import_path
 from ailora.errors import describe_out_of_memory
+from ailora.formatting import format_signal
 from ailora.recipes import registry
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.run_folder import RunFolder
@@ -229,7 +230,7 @@ def _redirect_output(log: Path) -> None:
 
 def _exit_reason(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
-        name = signal.Signals(-exit_code).name
+        name = format_signal(-exit_code)
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return f"the process of the run was ended by {name}{hint}"
     return f"the process of the run ended with code {exit_code}"

@@ -139,8 +139,9 @@ def _pruning_rule(trial: RunningTrial, storage: TrialStorage, design: StudyDesig
         return None
 
     def is_peer(other: TrialSpec) -> bool:
-        same_task = other.condition.task == spec.condition.task
-        return same_task and other.condition.setting == spec.condition.setting and other.seed == spec.seed
+        same_task = other.condition.task == spec.condition.task and other.condition.setting == spec.condition.setting
+        # A run with `max_steps` confirms a speed and reports no losses.
+        return same_task and other.seed == spec.seed and other.max_steps is None
 
     peers = {other.key for other in design.keys.matching_trials(storage.trials()) if is_peer(other.spec)}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from ailora.atomic_io import format_json, refuse_link
 from ailora.checkpoints.output_path import writing
 from ailora.child_environment import safe_environment
 from ailora.errors import InputError
-from ailora.formatting import shorten
+from ailora.formatting import format_signal, shorten
 from ailora.redaction import mask_url
 from ailora.studies.trial import Status
 from ailora.studies.trial_storage import TrialStorage
@@ -138,7 +137,7 @@ def _count_attempts(storage: TrialStorage) -> Counter[Status]:
 
 
 def _describe_exit(code: int) -> str:
-    return f"code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+    return f"code {code}" if code > 0 else f"signal {format_signal(-code)}"
 
 
 def _last_line(log: Path) -> str:

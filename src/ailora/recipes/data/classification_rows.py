@@ -184,7 +184,7 @@ def _read_column(loaded: Dataset, column: str, source: str) -> list[object]:
     try:
         if isinstance(feature, datasets.ClassLabel):
             # Datasets with secret test labels, such as GLUE, store -1 in place of the labels.
-            return [feature.int2str(value) if value >= 0 else None for value in loaded[column]]
+            return [None if value is None or value < 0 else feature.int2str(value) for value in loaded[column]]
         return list(loaded[column])
     # Python cannot represent all of Arrow's dates, and some columns need a package for decoding.
     except (OverflowError, ValueError, ImportError) as error:

@@ -11,7 +11,7 @@ from ailora.errors import InputError
 from ailora.formatting import shorten, truncate
 from ailora.recipes.evaluation.classification_metrics import METRICS
 
-_WHOLE = re.compile(r"-?[0-9]+")
+_WHOLE = re.compile(r"[-+]?[0-9]+")
 #: Maximum number of digits in a whole number. Python converts at most 4,300 digits to an int, and a float has at most
 #: 309 digits before the point.
 _MAX_DIGITS = 300

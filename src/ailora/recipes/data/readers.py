@@ -94,12 +94,18 @@ def read_tables(
         if not table.rows:
             raise InputError(f"{name} holds no rows")
     all_columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
-    for name, table in zip(names, tables, strict=True):
-        # JSON objects may omit keys, so the columns of JSON files may differ.
-        if table.columns not in (tables[0].columns, all_columns) and Path(name).suffix not in _JSON_FORMATS:
-            raise InputError(f"{name} has the columns {table.columns}, but {names[0]} has {tables[0].columns}")
+    # JSON objects may omit keys, so only the columns of other files must be equal.
+    fixed = {name: table.columns for name, table in zip(names, tables, strict=True) if not _is_json(Path(name))}
+    for name, found in fixed.items():
+        first_name, first_columns = next(iter(fixed.items()))
+        if found != first_columns:
+            raise InputError(f"{name} has the columns {found}, but {first_name} has {first_columns}")
     rows = [row for table in tables for row in _align_columns(table, all_columns)]
     return Table(all_columns, rows, [origin for table in tables for origin in table.origins])
+
+
+def _is_json(file: Path) -> bool:
+    return file.suffix in _JSON_FORMATS
 
 
 def _align_columns(table: Table, columns: tuple[str, ...]) -> list[tuple[object, ...]]:
@@ -119,7 +125,7 @@ def _read(file: Path, columns: Sequence[str] | None, named: Collection[str] | No
         if file.suffix == ".parquet":
             return _read_parquet(file, named)
         text = read_text(file)
-        if file.suffix in _JSON_FORMATS:
+        if _is_json(file):
             return _build_table(list(_parse_json_records(file, text)))
         with _allowing_long_fields():
             return _read_separated(file, io.StringIO(text, newline=""), columns)

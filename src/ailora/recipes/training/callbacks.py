@@ -49,7 +49,8 @@ class RunLog(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        # The Trainer would not evaluate after the last step if `eval_delay` is longer than the run.
+        # The Trainer would not evaluate after the last step if `eval_delay` is longer than the run. For the strategy
+        # "epoch", see `on_epoch_end`: evaluating here as well would evaluate the last step twice.
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_evaluate or args.eval_strategy == "steps"
             control.should_save = control.should_save or args.save_strategy == "steps"
@@ -61,6 +62,8 @@ class RunLog(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == "epoch"
         if control.should_save:
             control.should_log = True
 
