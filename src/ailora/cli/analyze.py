@@ -32,8 +32,10 @@ def analyze(
     perplexity: Annotated[
         float | None, typer.Option(help="Perplexity of t-SNE; default: a quarter of the number of points, at most 30.")
     ] = None,
-    top: Annotated[int, typer.Option(help="Number of leading directions to test for intruders.")] = 10,
-    epsilon: Annotated[float, typer.Option(help="Cosine below which a direction is an intruder.")] = 0.5,
+    top: Annotated[int, typer.Option(help="Number of left singular vectors to test for intruders.")] = 10,
+    epsilon: Annotated[
+        float, typer.Option(help="Cosine to the base's vectors below which a singular vector is an intruder.")
+    ] = 0.5,
     directions: Annotated[
         bool,
         typer.Option("--directions", help="Also locate updates and initial gradients in the spectrum of W."),
@@ -58,7 +60,7 @@ def analyze(
         roles=[role.strip() for role in roles.split(",") if role.strip()],
         role_names=parse_role_names(role_names),
         rank=rank,
-        # `analyze` validates the string.
+        # `compare` validates the string.
         points=cast("PointKind", points),
         perplexity=perplexity,
         top=top,
@@ -89,6 +91,8 @@ def _make_means_table(analysis: Analysis) -> Table:
     from ailora.cli.tables import make_table
     from ailora.formatting import format_number
 
+    columns = ("model", "role", "weights", "|W|", "|dW|", "|dW|/|W|", "effective rank of dW", "intruders")
+
     def row(model: str, role: str) -> tuple[str, ...]:
         weights = filter_rows(analysis.spectra, model=model, role=role)
         updates = filter_rows(analysis.deltas, model=model, role=role)
@@ -98,9 +102,9 @@ def _make_means_table(analysis: Analysis) -> Table:
         means = [*weights[["norm"]].mean()]
         if len(updates):
             means += [*updates[["norm", "relative", "effective_rank"]].mean(), *weights[["intruders"]].mean()]
-        cells = [format_number(mean) for mean in means]
-        return model, role, str(len(weights)), *cells, *[""] * (5 - len(cells))
+        cells = [model, role, str(len(weights)), *map(format_number, means)]
+        # The base has no update.
+        return *cells, *[""] * (len(columns) - len(cells))
 
-    columns = ("model", "role", "weights", "|W|", "|dW|", "|dW|/|W|", "effective rank of dW", "intruders")
     rows = filter(None, (row(model, role) for model in ("base", *analysis.models) for role in analysis.roles))
     return make_table("mean over layers", columns, rows)

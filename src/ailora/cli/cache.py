@@ -18,9 +18,10 @@ def show() -> None:
 
     spectral_cache = SpectralCache()
     entries = spectral_cache.entries()
+    # Most recently used first; the first 16 digits of the hash identify an entry.
     rows = (
-        (file.stem[:16], format_bytes(size), datetime.fromtimestamp(used).isoformat(sep=" ", timespec="seconds"))
-        for file, size, used in reversed(entries)
+        (file.stem[:16], format_bytes(size), datetime.fromtimestamp(last_use).isoformat(sep=" ", timespec="seconds"))
+        for file, size, last_use in reversed(entries)
     )
     if entries:
         console.print(make_table(None, ("entry", "size", "last used"), rows))

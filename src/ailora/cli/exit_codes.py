@@ -30,8 +30,8 @@ from ailora.formatting import escape_controls
 from ailora.redaction import mask_argument
 
 _REFUSED, _BUG, _INTERRUPTED, _CLOSED = 2, 70, 130, 141
-#: Numbers of system errors that the machine causes. All other system errors, such as a missing file, are bugs at this
-#: point, because commands report them as invalid input.
+#: Numbers of system errors that the machine causes, such as a full disk. Any other system error here is a bug, because
+#: commands turn those that users cause, such as a missing file, into an `AiloraError`.
 _MACHINE_ERRORS = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
@@ -43,10 +43,11 @@ _MACHINE_ERRORS = frozenset(
 def open_closed_streams() -> None:
     """Connect closed standard streams to the null device."""
     # A file opened later would get the free descriptor, and printed output would be written into the file.
-    for number in range(3):
+    for descriptor in range(3):
         try:
-            os.fstat(number)
+            os.fstat(descriptor)
         except OSError:
+            # Opens with the lowest free descriptor, which is this one.
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

@@ -25,11 +25,11 @@ def export(
     from ailora.cli.tables import console, error_table, print_report
 
     report = write(adapter, out, rank=rank, energy=energy, dtype=dtype, force=force)
-    figures = report.to_dict()
+    content = report.to_dict()
     if not as_json:
         console.print(error_table(report.errors))
-        del figures["errors"]
-    print_report(f"written to {out}", figures, as_json=as_json)
+        del content["errors"]
+    print_report(f"written to {out}", content, as_json=as_json)
     if not as_json:
         vllm_rank = report.vllm_max_lora_rank
         vllm = f"--max-lora-rank {vllm_rank}" if vllm_rank else "512 at most, so export with --rank 512"

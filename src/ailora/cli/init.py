@@ -46,7 +46,7 @@ def init(
         print_report("estimates", InitPlan.from_model(model, **options).estimate(device=device), as_json=as_json)
         return
     report = init_checkpoint(model, out, device=device, workers=workers, cached=not no_cache, force=force, **options)
-    # torchrun and `accelerate launch` run this command once for each rank. The process group has ended, so the
-    # environment tells which rank this is.
+    # torchrun and `accelerate launch` run this command in several processes. The process group has ended, so only the
+    # environment tells which process this is.
     if os.environ.get("RANK", "0") == "0":
         print_report(f"written to {out}", report.to_dict(), as_json=as_json)

@@ -16,11 +16,11 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Describe an adapter, a run or a model: policy, ranks, sizes, spectra, distance from the anchor."""
-    from ailora.checkpoints import inspect as read
+    from ailora.checkpoints import inspect as inspect_path
     from ailora.cli.tables import console, inspection_tables, print_json
 
-    figures = read(path)
+    inspection = inspect_path(path)
     if as_json:
-        print_json(figures)
+        print_json(inspection)
     else:
-        console.print(*inspection_tables(figures))
+        console.print(*inspection_tables(inspection))

@@ -20,5 +20,5 @@ def predict(
     """Write the predictions of a finished run for each row of a file."""
     from ailora.recipes.registry import load_run
 
-    rows = load_run(run).predict(input, output, force=force)
-    typer.echo(f"{pluralize(rows, 'prediction')} written to {escape_controls(str(output))}")
+    count = load_run(run).predict(input, output, force=force)
+    typer.echo(f"{pluralize(count, 'prediction')} written to {escape_controls(str(output))}")

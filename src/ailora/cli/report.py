@@ -39,7 +39,7 @@ def report(
     if figures is not None:
         count = write_figures(page, figures, force=force)
         print_line(f"{pluralize(count, 'chart')} written to {figures}")
-    # An incomplete page is written too, so that only the exit code tells a script that something is missing.
+    # An incomplete page is written too, so only the exit code tells a script that something is missing.
     for problem in page.problems:
         typer.echo(f"ailora: not shown on the page: {escape_controls(problem)}", err=True)
     if page.problems:

@@ -60,7 +60,7 @@ def work(
 
     from ailora.cli.study_progress import read_handover, stop_with_input
     from ailora.studies.study import load_study_from_storage, validate_machine
-    from ailora.studies.worker import work as work_through
+    from ailora.studies.worker import work as work_on_study
     from ailora.tune.halving import work_on_search
     from ailora.tune.tune_run import is_search, load_search, validate_machine_for_search
 
@@ -68,12 +68,13 @@ def work(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     secrets = None
     if tied:
+        # The URL on the command line of a tied worker has no password.
         storage, secrets = read_handover()
         stop_with_input()
     try:
         if is_search(storage, name):
             search = load_search(storage, name, secrets=secrets)
-            # The parent of a tied worker has read the same files.
+            # The parent process of a tied worker has already validated the same files.
             if not tied:
                 validate_machine_for_search(*search)
             work_on_search(*search)
@@ -81,7 +82,7 @@ def work(
             loaded = load_study_from_storage(storage, name, secrets=secrets)
             if not tied:
                 validate_machine(*loaded)
-            work_through(*loaded)
+            work_on_study(*loaded)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -32,8 +32,8 @@ class Progress:
         self._storage, self._keys = storage, keys
         # No automatic refresh, because the content changes only in `update`.
         self._live = Live(progress_table(storage, keys), console=console, auto_refresh=False)
-        self._polled = -math.inf
-        self._printed = {trial.key for trial in keys.matching_trials(storage.trials()) if trial.ended}
+        self._last_poll = -math.inf
+        self._printed_keys = {trial.key for trial in keys.matching_trials(storage.trials()) if trial.ended}
 
     def __enter__(self) -> Progress:
         if console.is_terminal:
@@ -41,7 +41,8 @@ class Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._polled = -math.inf
+        # Show the final state even within the poll interval.
+        self._last_poll = -math.inf
         try:
             self.update()
         finally:
@@ -53,15 +54,15 @@ class Progress:
 
     def update(self) -> None:
         """Show the state of the storage, at most once per poll interval."""
-        if time.monotonic() - self._polled < _POLL_INTERVAL_S:
+        if time.monotonic() - self._last_poll < _POLL_INTERVAL_S:
             return
-        self._polled = time.monotonic()
+        self._last_poll = time.monotonic()
         if console.is_terminal:
             self._live.update(progress_table(self._storage, self._keys), refresh=True)
             return
         for trial in self._keys.matching_trials(self._storage.trials()):
-            if trial.ended and trial.key not in self._printed:
-                self._printed.add(trial.key)
+            if trial.ended and trial.key not in self._printed_keys:
+                self._printed_keys.add(trial.key)
                 console.print(_format_trial(trial))
 
 
@@ -135,17 +136,18 @@ def _format_remaining_time(seconds: float) -> str:
 
 
 def read_handover() -> tuple[str, dict[str, Any]]:
-    """Read the line that `ailora study run` writes to the standard input of a worker.
+    """Read the line that `ailora study run` or `ailora tune` writes to the standard input of a worker.
 
     The line contains secrets. They must not be process arguments, because other users can read process arguments.
 
     Returns:
-        The URL of the storage, and the study file with its secrets.
+        The URL of the storage, and the study file or the request of `ailora tune`, both with their secrets.
     """
     line = b""
     # Read without a buffer, because `stop_with_input` reads the rest of the input from the file descriptor.
     while not line.endswith(b"\n"):
         if not (part := os.read(0, 2**16)):
+            # The parent process has ended: end as after Ctrl-C.
             raise KeyboardInterrupt
         line += part
     handover = json.loads(line)

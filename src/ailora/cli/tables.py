@@ -42,7 +42,7 @@ class _EscapingConsole(Console):
 
 
 #: Console of all commands. A pipe has no width; 160 columns are enough for module names. Markup is off, because the
-#: names of roles in fused weights contain brackets.
+#: names of fused projections contain brackets.
 console = _EscapingConsole(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
 
 
@@ -61,7 +61,7 @@ def print_report(title: str, report: Mapping[str, object], *, as_json: bool) -> 
     if as_json:
         print_json(report)
     else:
-        console.print(_make_figures_table(title, report))
+        console.print(_make_key_value_table(title, report))
 
 
 def make_table(title: str | None, columns: Iterable[str], rows: Iterable[Iterable[str]], **options: Any) -> Table:
@@ -85,8 +85,8 @@ def make_table(title: str | None, columns: Iterable[str], rows: Iterable[Iterabl
     return table
 
 
-def _make_figures_table(title: str, figures: Mapping[str, object]) -> Table:
-    rows = ((key.replace("_", " "), format_value(value, key)) for key, value in figures.items())
+def _make_key_value_table(title: str, values: Mapping[str, object]) -> Table:
+    rows = ((key.replace("_", " "), format_value(value, key)) for key, value in values.items())
     return make_table(title, (), rows, show_header=False)
 
 
@@ -160,21 +160,21 @@ def print_dry_run(dry_run: DryRun) -> None:
 def result_table(results: Mapping[str, dict[str, Any]]) -> Table:
     """Build a table that compares runs: metrics on every split, trainable parameters, steps, time."""
     splits = next(iter(results.values()))["metrics"]
-    scored = [(split, metric) for split, metrics in splits.items() for metric in metrics]
+    split_metrics = [(split, metric) for split, metrics in splits.items() for metric in metrics]
 
     def row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
         # The last entry of `best` is the main metric of the task, or the loss if the task has no metric.
         main_metric, best = list(result["best"].items())[-1]
         return (
             name,
-            *(format_number(result["metrics"][split][metric]) for split, metric in scored),
+            *(format_number(result["metrics"][split][metric]) for split, metric in split_metrics),
             f"{format_number(best[main_metric])} at {best['step']}" if best else "",
             format_value(result["trainable_parameters"]),
             str(result["steps"]),
             format_duration(result["train_seconds"]),
         )
 
-    columns = ("run", *(f"{split} {metric}" for split, metric in scored), "best", "trainable", "steps", "time")
+    columns = ("run", *(f"{split} {metric}" for split, metric in split_metrics), "best", "trainable", "steps", "time")
     return make_table(None, columns, (row(*item) for item in results.items()))
 
 
@@ -220,19 +220,22 @@ def check_table(verdict: Verdict) -> Table:
     return make_table(f"{verdict.adapter} on {verdict.base}", ("check", "result", "details"), rows)
 
 
-def inspection_tables(figures: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield a table with the figures of `ailora inspect`, then a table with a line for each role."""
-    roles = figures.get("lines") or figures["roles"]
+def inspection_tables(inspection: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield a table with the results of `ailora inspect`, then a table with a line for each role."""
+    # Adapters have `lines`, models have `roles`.
+    roles = inspection.get("lines") or inspection["roles"]
     shown_elsewhere = ("kind", "folder", "lines", "roles")
-    facts = {key: value for key, value in figures.items() if key not in shown_elsewhere and value not in (None, [], {})}
-    yield _make_figures_table(f"{figures['kind']} {figures['folder']}", facts)
-    title = "by role" if "roles" in figures else "by role, root mean square over its modules"
+    facts = {
+        key: value for key, value in inspection.items() if key not in shown_elsewhere and value not in (None, [], {})
+    }
+    yield _make_key_value_table(f"{inspection['kind']} {inspection['folder']}", facts)
+    title = "by role" if "roles" in inspection else "by role, root mean square over its modules"
     columns = [_COLUMN_NAMES.get(key, key) for key in map(str, roles[0])]
     rows = (("" if value is None else format_value(value) for value in role.values()) for role in roles)
     yield make_table(title, columns, rows)
 
 
-#: Key of a role's figure -> name of its column.
+#: Field of `RoleSummary` -> name of its column.
 _COLUMN_NAMES: dict[str, str] = {
     "scaling": "s",
     "anchor": "|s B0 A0|",

@@ -28,14 +28,14 @@ def train(
     from ailora.recipes.dry_run import dry_run as try_out
     from ailora.spectral import without_cache
 
-    resolved = load_config(config, overrides or [])
-    if "tune" in resolved.model_fields_set and is_main():
+    run_config = load_config(config, overrides or [])
+    if "tune" in run_config.model_fields_set and is_main():
         print("ailora: the section tune is ignored: only `ailora tune` uses it", file=sys.stderr)
     if dry_run:
-        print_dry_run(try_out(resolved))
+        print_dry_run(try_out(run_config))
         return
     with without_cache() if no_cache else nullcontext():
-        result = registry.run(resolved)
+        result = registry.run(run_config)
     if is_main():
-        console.print(result_table({resolved.output: result}))
-        print_line(f"written to {resolved.output}")
+        console.print(result_table({run_config.output: result}))
+        print_line(f"written to {run_config.output}")

@@ -41,7 +41,7 @@ class TuneProgress:
         """Print the plan and the rungs that have ended since the last call.
 
         Args:
-            design: Current design; a budget in time changes it during the search.
+            design: Current design, which changes when a budget in time is converted into runs.
         """
         if self._quiet:
             return
@@ -59,8 +59,8 @@ class TuneProgress:
 
 
 def _plan_line(plan: RungPlan) -> str:
-    first, *later = zip(plan.counts, plan.steps, strict=True)
-    parts = [f"{pluralize(first[0], 'candidate')} to step {first[1]:,}"]
+    (first_count, first_step), *later = zip(plan.counts, plan.steps, strict=True)
+    parts = [f"{pluralize(first_count, 'candidate')} to step {first_step:,}"]
     parts += [f"the best {f'{count} ' if count > 1 else ''}to step {step:,}" for count, step in later]
     return f"Plan: {', '.join(parts)}, at {plan.cost_runs:.2g}x the cost of one run."
 

@@ -163,7 +163,7 @@ def _exclude(reason: str, model_types: str) -> dict[str, str]:
     return dict.fromkeys(model_types.split(), reason)
 
 
-#: config.model_type -> reason why the family can have no row, for error messages and `docs/architectures.md`.
+#: config.model_type -> reason why the family has no row, for error messages and `docs/architectures.md`.
 LEFT_OUT: dict[str, str] = {
     **_exclude("state-space or recurrent layers without query and value", "falcon_mamba mamba mamba2 rwkv xlstm"),
     **_exclude("mixes positions without attention", "fnet patchtsmixer poolformer"),
@@ -196,7 +196,7 @@ LEFT_OUT: dict[str, str] = {
 
 
 def find_rule(model_type: str, module: str) -> Rule | None:
-    """Return the family's first rule for the end of a module's name, or None."""
+    """Return the family's first rule whose pattern matches the end of a module's name, or None."""
     return next((rule for rule in FAMILIES.get(model_type, ()) if ends_with(rule.pattern, module)), None)
 
 

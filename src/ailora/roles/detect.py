@@ -38,8 +38,8 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
     Args:
         model: A model of transformers, or any module if `role_names` is given. No weight is read: the model may be on
             the meta device.
-        role_names: Mapping from regular expressions to roles, for linear modules with a match in their names. It takes
-            precedence over the catalog.
+        role_names: Regular expression -> role of the linear modules whose names contain a match. Takes precedence over
+            the catalog.
 
     Returns:
         Projections in the order of the modules. The projections of a fused weight are in the order of their rows.
@@ -47,8 +47,8 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
     Raises:
         InputError: `model` is not a module, a regular expression is invalid or matches no linear module, or a role is
             unknown.
-        ModelError: No rule covers the model, or the rows of a fused weight do not fit the head counts of the
-            configuration.
+        ModelError: The rules find neither query nor value, or the rows of a fused weight do not fit the head counts of
+            the configuration.
 
     Examples:
         >>> from transformers import BertConfig, BertModel
@@ -65,14 +65,15 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
     for name, module in linear.items():
         if name in named_roles:
             pattern, role = named_roles[name]
-            attends = role in (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
-            rule = Rule(pattern, (role,), Attention.SELF if attends else None)
+            in_attention = role in (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
+            rule = Rule(pattern, (role,), Attention.SELF if in_attention else None)
             projections += _build_projections(name, module, rule)
             continue
         for config in _enclosing_configs(configs, name):
             if rule := find_rule(config.model_type, name):
                 projections += _build_projections(name, module, rule, config)
                 break
+    # Rules that match only feed-forward modules leave the attention unknown.
     if not any(p.role in (Role.QUERY, Role.VALUE) for p in projections) and not named_roles:
         raise _unknown_model_error(model, linear)
     return tuple(projections)
@@ -97,7 +98,8 @@ def find_linear_modules(model: nn.Module) -> dict[str, nn.Module]:
         adapters are excluded.
     """
     bypassed = tuple(f"{name}." for name in find_bypassing_modules(model))
-    # PEFT moves a wrapped module to `NAME.base_layer`, and its factors are linear modules below `NAME.lora_A`.
+    # PEFT moves a wrapped module to `NAME.base_layer`, and adds the factors as linear modules below `NAME.lora_A` and
+    # `NAME.lora_B`.
     return {
         name.removesuffix(".base_layer"): module
         for name, module in model.named_modules()
@@ -109,7 +111,7 @@ def find_bypassing_modules(model: nn.Module) -> dict[str, str]:
     """Find the modules that bypass adapters on their submodules.
 
     Returns:
-        Class and explanation of each bypassing module, by module name.
+        Module name -> class of the module, with an explanation.
     """
     return {
         name: reason
@@ -154,7 +156,7 @@ def _build_projections(name: str, module: nn.Module, rule: Rule, config: ModelCo
 
 
 def _format_dtype(module: nn.Module) -> str:
-    """Format the dtype of a weight. For a quantized weight, name the class of the tensor or of the layer too."""
+    """Format `Projection.dtype` of a module."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         return type(module).__name__
@@ -181,6 +183,7 @@ def _match_role_names(role_names: Mapping[str, Role], linear: Mapping[str, nn.Mo
     for pattern, role in role_names.items():
         matching = [module for module in linear if patterns.search(pattern, module)]
         if not matching:
+            # Without linear modules, no search has validated the pattern.
             patterns.validate(pattern)
             raise InputError(
                 f"role_names: {pattern!r} ({role}) matches no linear module; the model has:\n" + _format_modules(linear)
@@ -206,7 +209,8 @@ def _unknown_model_error(model: nn.Module, linear: Mapping[str, nn.Module]) -> M
     subject = f"model type {model_type!r}" if model_type else f"a {type(model).__name__} without config.model_type"
     if model_type in LEFT_OUT:
         subject += f" ({LEFT_OUT[model_type]})"
-    for name, reason in list(find_bypassing_modules(model).items())[:1]:
+    if bypassing := find_bypassing_modules(model):
+        name, reason = next(iter(bypassing.items()))
         subject += f" ({name} is an {reason})"
     similar = difflib.get_close_matches(str(model_type), FAMILIES, n=3)
     return ModelError(

@@ -30,6 +30,7 @@ class FusedLayout:
 
     @property
     def _stride(self) -> int:
+        """Number of rows of a group."""
         return sum(rows for _, rows in self.parts)
 
     def rows(self, role: Role) -> Rows:
@@ -37,8 +38,8 @@ class FusedLayout:
         ranges: list[tuple[int, int]] = []
         for group in range(self.groups):
             start = group * self._stride
-            for name, size in self.parts:
-                if name == role:
+            for part_role, size in self.parts:
+                if part_role == role:
                     if ranges and ranges[-1][1] == start:
                         ranges[-1] = (ranges[-1][0], start + size)
                     else:

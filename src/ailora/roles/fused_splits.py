@@ -35,7 +35,7 @@ def equal(roles: tuple[Role, ...], _config: ModelConfig, out_features: int) -> F
 
 
 def grouped(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """Split into a block per role, in proportion to the role's heads: Phi-3's `qkv_proj`, DBRX's `Wqkv`."""
+    """Split into a block per role, sized by its heads (grouped-query attention): Phi-3's `qkv_proj`, DBRX's `Wqkv`."""
     heads, key_value_heads = head_counts(config)
     counts = {Role.QUERY: heads, Role.KEY: key_value_heads, Role.VALUE: key_value_heads}
     return _proportional_layout(1, tuple((role, counts[role]) for role in roles), out_features)
@@ -105,7 +105,7 @@ def head_counts(config: ModelConfig) -> tuple[int, int]:
     heads = _first_positive(config, _HEADS)
     if heads is None:
         raise ModelError(f"the configuration names no head count; looked for {', '.join(_HEADS)}")
-    # Only ChatGLM uses this name for the number of key-value heads.
+    # ChatGLM alone has this flag, and calls its number of key-value heads `multi_query_group_num`.
     if getattr(config, "multi_query_attention", False):
         return heads, config.multi_query_group_num
     return heads, _first_positive(config, _KEY_VALUE_HEADS) or heads
@@ -120,7 +120,7 @@ def _first_positive(config: ModelConfig, names: tuple[str, ...]) -> int | None:
 
 
 def _proportional_layout(groups: int, shares: tuple[tuple[Role, int], ...], out_features: int) -> FusedLayout:
-    """Return the layout with parts in proportion to `shares`, the number of heads for each role."""
+    """Return the layout with parts in proportion to `shares`, the number of heads of each role in a group."""
     head_size, remainder = divmod(out_features, groups * sum(share for _, share in shares))
     if remainder or not head_size:
         parts = " + ".join(f"{share} {role}" for role, share in shares)

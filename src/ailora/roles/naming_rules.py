@@ -81,38 +81,32 @@ TWO_LAYERS = (
 )
 _W123 = _mlp("feed_forward", gate="w1", up="w3", down="w2")
 
-_Q_K_V = "q_proj k_proj v_proj"
+_QKV_NAMES = "q_proj k_proj v_proj"
 _OUTPUT_NAME = r"(?:o_proj|out_proj|dense|proj|c_proj|projection_layer|output_projection\.o_proj)"
 _SELF_BLOCK = r"(?:self_attn|self_attention|attention|attn)"
 _CROSS_BLOCK = r"(?:encoder_attn|(?:text_|vision_)?cross_attn|cross_attention|x_attn)"
 
-#: `self_attn.q_proj`, `k_proj`, `v_proj` and an output: most families since 2020.
-SEPARATE = (
-    *attention(_SELF_BLOCK, f"{_Q_K_V} {_OUTPUT_NAME}"),
-    *attention(_CROSS_BLOCK, f"{_Q_K_V} {_OUTPUT_NAME}", _CROSS),
-    *GATED,
-    *TWO_LAYERS,
-    *_W123,
+#: The attention of `SEPARATE`, for families whose feed-forward blocks have other names.
+ATTENTION_ONLY = (
+    *attention(_SELF_BLOCK, f"{_QKV_NAMES} {_OUTPUT_NAME}"),
+    *attention(_CROSS_BLOCK, f"{_QKV_NAMES} {_OUTPUT_NAME}", _CROSS),
 )
-#: `SEPARATE` without feed-forward blocks, for families whose feed-forward blocks have other names.
-ATTENTION_ONLY = SEPARATE[:8]
+#: `self_attn.q_proj`, `k_proj`, `v_proj` and an output: most families since 2020.
+SEPARATE = (*ATTENTION_ONLY, *GATED, *TWO_LAYERS, *_W123)
 GLM = ATTENTION_ONLY + FUSED_GATED
 _INNER = "(?:self|attention)"
 _BERT_NAMES = rf"{_INNER}\.query {_INNER}\.key {_INNER}\.value output\.dense"
-BERT = (
-    *attention("attention", _BERT_NAMES),
-    *attention("crossattention", _BERT_NAMES, _CROSS),
-    *_mlp(r"\d+", up=r"intermediate\.dense", down=r"output\.dense"),
-    *TWO_LAYERS,
-)
+_BERT_ATTENTION = (*attention("attention", _BERT_NAMES), *attention("crossattention", _BERT_NAMES, _CROSS))
+_BERT_MLP = (*_mlp(r"\d+", up=r"intermediate\.dense", down=r"output\.dense"), *TWO_LAYERS)
+BERT = (*_BERT_ATTENTION, *_BERT_MLP)
 DEBERTA_V2 = (
     *attention(r"attention", r"self\.query_proj self\.key_proj self\.value_proj output\.dense"),
-    *BERT[8:],
+    *_BERT_MLP,
 )
 DEBERTA = (
     Rule(r"attention\.self\.in_proj", _QKV, split=per_head),
     Rule(r"attention\.output\.dense", (Role.OUTPUT,)),
-    *BERT[8:],
+    *_BERT_MLP,
 )
 ALBERT = (
     *attention("attention", "query key value (?:dense|proj|output)"),
@@ -125,7 +119,7 @@ XLM = (
     *attention(r"attentions\.\d+", "q_lin k_lin v_lin out_lin"),
     *_mlp(r"ffns\.\d+", up="lin1", down="lin2"),
 )
-MPNET = (*attention(r"attention\.attn", "q k v o"), *BERT[8:])
+MPNET = (*attention(r"attention\.attn", "q k v o"), *_BERT_MLP)
 T5 = (
     *attention(r"(?:Local)?SelfAttention", "q k v o"),
     *attention("EncDecAttention", "q k v o", _CROSS),
@@ -161,7 +155,7 @@ CHATGLM = (
 #: the half that transformers calls input.
 _MODERNBERT_MLP = (Rule(r"mlp\.Wi", (Role.GATE, Role.UP), None), *_mlp("mlp", down="Wo"))
 MODERNBERT = (*fused_attention("attn", "Wqkv", "Wo"), *_MODERNBERT_MLP)
-MODERNBERT_DECODER = (*attention("attn", f"{_Q_K_V} Wo"), *_MODERNBERT_MLP)
+MODERNBERT_DECODER = (*attention("attn", f"{_QKV_NAMES} Wo"), *_MODERNBERT_MLP)
 #: The feed-forward blocks of DBRX are experts, which have no roles.
 DBRX = fused_attention("attn", "Wqkv", "out_proj", grouped)
 #: `attn.qkv` in three equal blocks, as in most vision transformers with fused weights.
@@ -176,14 +170,14 @@ TIMESFORMER = (
         for block in ("attention", "temporal_attention")
         for rule in (Rule(rf"{block}\.attention\.qkv", _QKV), Rule(rf"{block}\.output\.dense", (Role.OUTPUT,)))
     )
-    + BERT[8:]
+    + _BERT_MLP
 )
 CTRL = attention("multi_head_attention", "Wq Wk Wv dense")
 CPMANT = attention(r"self_att\.self_attention", "project_q project_k project_v attention_out")
-GPT_NEO = (*attention(r"attn\.attention", f"{_Q_K_V} out_proj"), *TWO_LAYERS)
+GPT_NEO = (*attention(r"attn\.attention", f"{_QKV_NAMES} out_proj"), *TWO_LAYERS)
 #: Nemotron-H has three kinds of mixers. Only attention has these names.
-NEMOTRON_H = attention("mixer", f"{_Q_K_V} o_proj")
-RECURRENT_GEMMA = (*attention("temporal_block", f"{_Q_K_V} o_proj"), *GATED)
+NEMOTRON_H = attention("mixer", f"{_QKV_NAMES} o_proj")
+RECURRENT_GEMMA = (*attention("temporal_block", f"{_QKV_NAMES} o_proj"), *GATED)
 CONFORMER = (
     *attention("self_attn", "linear_q linear_k linear_v linear_out"),
     *_mlp(r"ffn[12]", up="intermediate_dense", down="output_dense"),
@@ -209,8 +203,8 @@ PROPHETNET = (
     *_mlp("feed_forward", up="intermediate", down="output"),
 )
 _CVT_NAMES = r"attention\.projection_query attention\.projection_key attention\.projection_value output\.dense"
-CVT = (*attention("attention", _CVT_NAMES), *BERT[8:])
-QFORMER = (*BERT[:8], *_mlp(r"\d+", up=r"intermediate_query\.dense", down=r"output_query\.dense"))
+CVT = (*attention("attention", _CVT_NAMES), *_BERT_MLP)
+QFORMER = (*_BERT_ATTENTION, *_mlp(r"\d+", up=r"intermediate_query\.dense", down=r"output_query\.dense"))
 LXMERT = (
     *BERT,
     *attention(r"(?:lang|visn)_self_att", r"self\.query self\.key self\.value output\.dense"),
@@ -226,6 +220,7 @@ LATENT = (
 #: `q_proj` is excluded, because linear attention, which alternates with latent attention in this family, uses the name.
 GLM5_NEXT = (Rule(r"self_attn\.q_b_proj", (Role.QUERY,)), *LATENT[1:])
 #: `out_proj` is excluded, because it is the output of MiniMax's lightning attention.
-MINIMAX = attention("self_attn", f"{_Q_K_V} o_proj")
-#: `q_proj` also holds the gate of the attention output: each head has rows for the query and for the gate.
+MINIMAX = attention("self_attn", f"{_QKV_NAMES} o_proj")
+#: `SEPARATE`, except that `q_proj` also holds the gate of the attention output: each head has rows for the query and
+#: for the gate.
 GATED_QUERY = (Rule(r"self_attn\.q_proj", (Role.QUERY, Role.GATE), split=per_head), *SEPARATE[1:])

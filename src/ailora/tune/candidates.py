@@ -23,18 +23,18 @@ class RateSpan:
     center: float
     decades: float = AUTO_DECADES
 
-    def choose(self, place: float, taken: Collection[float]) -> float | None:
+    def choose(self, position: float, taken: Collection[float]) -> float | None:
         """Choose the rate at a position, rounded to three digits.
 
         Args:
-            place: Position in the range, from 0 (the low end) to 1 (the high end).
+            position: Position in the range, from 0 (the low end) to 1 (the high end).
             taken: Rates that were chosen before.
 
         Returns:
             The rate, or None if it is taken.
         """
         # Rounded before the comparison: users retype rates, and rates that look equal must be the same candidate.
-        rate = float(f"{self.center * 10 ** (self.decades * (2 * place - 1)):.3g}")
+        rate = float(f"{self.center * 10 ** (self.decades * (2 * position - 1)):.3g}")
         return None if rate in taken else rate
 
 
@@ -48,17 +48,17 @@ class RateValues:
 
     values: tuple[float, ...]
 
-    def choose(self, place: float, taken: Collection[float]) -> float | None:
+    def choose(self, position: float, taken: Collection[float]) -> float | None:
         """Choose the rate nearest to a position.
 
         Args:
-            place: Position in the list of rates, from 0 (the smallest) to 1 (the largest).
+            position: Position in the list of rates, from 0 (the smallest) to 1 (the largest).
             taken: Rates that were chosen before.
 
         Returns:
             The nearest rate that is not taken, or None if all are taken.
         """
-        target = place * (len(self.values) - 1)
+        target = position * (len(self.values) - 1)
         free = [index for index, rate in enumerate(self.values) if rate not in taken]
         return self.values[min(free, key=lambda index: abs(index - target))] if free else None
 
@@ -90,14 +90,14 @@ def spread_candidates(rates: Mapping[Condition, RateSpan | RateValues], count: i
         count: Number of candidates.
 
     Returns:
-        The candidates by number, without duplicates; fewer than `count` if the rates are exact and run out.
+        The candidates by number, without duplicates; fewer than `count` if no other rates are left.
     """
     candidates: list[Candidate] = []
     taken: dict[Condition, set[float]] = {condition: set() for condition in rates}
     for turn in range(count):
         for index, (condition, rate_range) in enumerate(rates.items()):
-            place = (0.5 + _radical_inverse(turn, 2) + _radical_inverse(index, 3)) % 1
-            rate = rate_range.choose(place, taken[condition])
+            position = (0.5 + _radical_inverse(turn, 2) + _radical_inverse(index, 3)) % 1
+            rate = rate_range.choose(position, taken[condition])
             if rate is not None and len(candidates) < count:
                 taken[condition].add(rate)
                 candidates.append(Candidate(len(candidates), condition, rate))

@@ -107,8 +107,9 @@ def halve(
     begun: list[Rung] = []
     for step, count in rungs:
         trials = {candidate: find_trial(candidate, step) for candidate in candidates[:count]}
-        done = {c: t.result for c, t in trials.items() if t and t.status is Status.COMPLETE and t.result}
-        begun.append(Rung(step, trials, {candidate: score(result, step) for candidate, result in done.items()}))
+        results = {c: t.result for c, t in trials.items() if t and t.status is Status.COMPLETE and t.result}
+        scores = {candidate: score(result, step) for candidate, result in results.items()}
+        begun.append(Rung(step, trials, scores))
         if not begun[-1].ended:
             return SearchProgress(tuple(begun), ended=False)
         candidates = begun[-1].ranking
@@ -142,7 +143,7 @@ def remove_checkpoints(design: TuneDesign, candidates: set[Candidate]) -> None:
 
 
 def execute_prefix(config: RunConfig, prefix: RunPrefix) -> TrialResult:
-    """Train a prefix of a run in a process of its own."""
+    """Train a prefix of a run in a separate process, and keep all files."""
     return run_in_subprocess(config, "all", prefix=prefix)
 
 

@@ -15,12 +15,16 @@ from ailora.tune.search_space import ROLES, SearchSpace
 
 #: Center for plain LoRA with alpha = rank if the file has no `training.learning_rate`.
 DEFAULT_LORA_RATE = 1e-3
-_BATCHES, _ROWS, _PASSES = 2, 8, 13
-#: Cost per row in forward passes: 3 for a training step; 3 for a pass over the Hessian, and 3 more for each role.
+#: Batches, and rows in a batch, that `suggest-lr` measures. It needs at least two batches.
+_BATCHES, _ROWS = 2, 8
+#: Maximum number of passes over the batches by `curvature_by_role`: 12 Lanczos steps, and a final pass.
+_PASSES = 13
+#: Cost of a forward and backward pass per row, in forward passes. A training step costs this once. A pass over the
+#: batches costs this once, and once more for each block of the Hessian.
 _PASS_COST = 3
 #: Maximum cost of all suggestions together, in complete runs.
 _MAX_COST_RUNS = 0.25
-#: `suggest-lr` is tested for multiples up to 10, in either direction.
+#: `suggest-lr` is tested for multiples between 1/10 and 10.
 _MAX_MULTIPLE = 10.0
 
 
@@ -73,12 +77,14 @@ def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: floa
 def _suggestion_cost(space: SearchSpace) -> float:
     """Estimate the cost of all suggestions, in forward passes of a row."""
     measured = {(c.method, str(c.values[ROLES])): config for c, config in space.configs.items() if _is_measured(config)}
-    blocks = [len(config.adapter.roles or ()) + 1 for config in measured.values()]
+    # The Hessian has a block for each role, and at most one more, for all factors together.
+    block_counts = [len(config.adapter.roles or ()) + 1 for config in measured.values()]
     # Factor 2: each suggestion also measures the curvature at plain LoRA's init.
-    return sum(2 * _PASSES * _BATCHES * _ROWS * _PASS_COST * (1 + n) for n in blocks)
+    return sum(2 * _PASSES * _BATCHES * _ROWS * _PASS_COST * (1 + count) for count in block_counts)
 
 
 def _is_measured(config: RunConfig) -> bool:
+    """Return whether `suggest-lr` applies: to policies of ailora except plain LoRA, whose multiple is 1."""
     method = config.adapter.method
     return isinstance(method, AiloraPolicy) and method.policy != PRESETS["lora"]
 
@@ -92,5 +98,6 @@ def _suggest_multiple(config: RunConfig) -> float:
     except AiloraError:
         return 1.0
     logarithms = [math.log(role.multiple.value) for role in suggestion.roles.values() if not role.caution]
+    # Geometric mean over the roles.
     multiple = math.exp(math.fsum(logarithms) / len(logarithms)) if logarithms else 1.0
     return min(max(multiple, 1 / _MAX_MULTIPLE), _MAX_MULTIPLE)

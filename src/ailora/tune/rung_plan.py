@@ -10,8 +10,9 @@ from ailora.errors import InputError
 
 #: Half of the candidates advances to the next rung.
 REDUCTION = 2
-#: The first rung judges a run after an eighth of its schedule. Later judgements of fewer candidates, and the thirds of
-#: Hyperband (arXiv 1603.06560), each chose better on one task and worse on another: `docs/LOG.md`.
+#: With four rungs, the first ends after an eighth of the schedule. A later first rung with fewer candidates chose
+#: better on one task and worse on another; so did a reduction to a third, as in Hyperband (arXiv 1603.06560). See
+#: `docs/LOG.md`.
 _MAX_RUNGS = 4
 
 
@@ -56,17 +57,18 @@ class RungPlan:
             InputError: The budget is below the cost of one candidate.
         """
         steps = rung_steps(evaluation_steps)
+        # The tolerance covers rounding in sums of shares.
+        max_cost_runs = budget_runs * (1 + 1e-9)
         plans = [cls(steps, _counts(1, len(steps)), overhead_runs)]
-        if plans[0].cost_runs > budget_runs * (1 + 1e-9):
+        if plans[0].cost_runs > max_cost_runs:
             raise InputError(
                 f"the budget is {budget_runs:.2g} of a run, and one candidate costs {plans[0].cost_runs:.2g}: raise "
                 "the budget to the cost of a candidate"
             )
-        # The cost never falls with more candidates, so the first plan above the budget ends the loop. The tolerance
-        # covers rounding in sums of shares.
+        # The cost never falls with more candidates, so the first plan above the budget ends the loop.
         for count in range(2, max_candidates + 1):
             plan = cls(steps, _counts(count, len(steps)), overhead_runs)
-            if plan.cost_runs > budget_runs * (1 + 1e-9):
+            if plan.cost_runs > max_cost_runs:
                 break
             plans.append(plan)
         return plans[-1]
@@ -90,7 +92,9 @@ def rung_steps(evaluation_steps: Sequence[int]) -> tuple[int, ...]:
     """
     total = evaluation_steps[-1]
     targets = [total / REDUCTION**number for number in range(_MAX_RUNGS)]
-    return tuple(sorted({min(evaluation_steps, key=lambda step, t=target: abs(step - t)) for target in targets}))
+    # A set, because an evaluation may be the nearest to several targets.
+    nearest_steps = {min(evaluation_steps, key=lambda step, t=target: abs(step - t)) for target in targets}
+    return tuple(sorted(nearest_steps))
 
 
 def _counts(candidates: int, rungs: int) -> tuple[int, ...]:

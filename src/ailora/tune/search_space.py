@@ -95,19 +95,20 @@ class SearchSpace:
         condition = Condition.from_values(ONLY_TASK, policy, {ROLES: roles, RANK: rank})
         try:
             config = self._load(policy, rank, self._expand(roles))
+            # The rank is scaled, so that each set of roles trains as many parameters as the first set.
             first_roles = self._expand(self.run.tune.roles[0])
             return condition, match_trainable_parameters(config, self._load(policy, rank, first_roles))
         except AiloraError as error:
             raise InputError(f"tune: {policy}, {describe_roles(roles)}, rank {rank}: {error}") from None
 
     def _load(self, policy: str, rank: Rank, roles: list[str]) -> RunConfig:
-        # A method changes nested sections in place.
+        # `apply` changes nested sections in place.
         raw = copy.deepcopy({key: value for key, value in self._base.items() if key != "tune"})
         StudyMethod(parse_method(policy), {ROLES: roles, RANK: rank}).apply(raw)
         return load_config(raw)
 
     def _expand(self, roles: str | list[str]) -> list[str]:
-        """Return the roles of an entry; `all` stands for the roles of the model, in the order of `Role`."""
+        """Return the roles of an entry of `tune.roles`; `all` stands for the model's roles, in the order of `Role`."""
         if isinstance(roles, list):
             return roles
         model = meta_model(self.run.model, self.run.task_type)

@@ -14,7 +14,7 @@ from ailora.tune.rung_plan import RungPlan, ranking_metric, rung_steps
 from ailora.tune.search_space import SearchSpace
 from ailora.tune.tune_request import TuneRequest
 
-#: Upper limit for candidates: each is planned before the search begins.
+#: Upper limit for the number of candidates, because all are listed before the search begins.
 _MAX_CANDIDATES = 1_000
 
 
@@ -83,7 +83,7 @@ class TuneDesign:
         return ranking_metric(self.space.goal, step, self.total_steps)
 
     def spec(self, candidate: Candidate, step: int | None) -> TrialSpec:
-        """Return the trial that trains a candidate up to a step; without a step, the trial of the whole run."""
+        """Return the specification of a candidate's trial up to a step, or of its whole run if `step` is None."""
         seed = self.space.run.training["seed"]
         return TrialSpec(candidate.condition, candidate.learning_rate, seed, until_step=step)
 
@@ -107,7 +107,7 @@ class TuneDesign:
         return result.metrics["validation"][self.ranking_metric(step)]
 
     def score(self, result: TrialResult, step: int) -> float:
-        """Return the score of a trial to a step: its value, negated for the loss, so that larger is better."""
+        """Return the score of a result at a step: its value, negated for the loss, so that larger is better."""
         value = self.value(result, step)
         return -value if self.ranking_metric(step) == "loss" else value
 

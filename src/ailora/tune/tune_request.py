@@ -17,8 +17,8 @@ from ailora.recipes.config.validation import StoredSection, format_validation_er
 #: folder that holds unrelated files, unless they are hidden.
 TUNE_FOLDER = ".tune"
 
-
-#: Searches of version 1 kept a third of the candidates from rung to rung, and ranked them by the goal on all rungs.
+#: Version of the rules for rungs and ranking. Searches of version 1 kept a third of the candidates from rung to rung,
+#: and ranked them by the goal on all rungs.
 RULES: Literal[2] = 2
 
 
@@ -27,10 +27,10 @@ class TuneRequest(StoredSection, frozen=True):
 
     Attributes:
         kind: Distinguishes a search from a study in a storage; a study has no `kind`.
-        rules: Version of the rules for rungs and ranking. Under other rules, the trials of a search are different ones.
+        rules: Version of the rules for rungs and ranking. Other rules require other trials.
         base: Complete configuration of the run, with the section `tune`.
         evaluation_steps: Steps after which a run evaluates, ascending; the last is the final step of the run.
-        centers: Middle of the range of learning rates for each of `SearchSpace.conditions`; unused if the file sets the
+        centers: Center of the range of learning rates for each of `SearchSpace.conditions`; unused if the file sets the
             rates.
         budget_runs: Budget of all trials, as a multiple of the cost of a complete run; None until a budget in time is
             converted.

@@ -124,11 +124,11 @@ class TuneResult:
     def _describe_certainty(self) -> Iterator[str]:
         """Compare the winner with the runners-up, at the last step that several candidates reached."""
         # On the last rung, the winner may be alone.
-        reached = [step for step, _ in self.rungs if sum(step in c.values for c in self.candidates) > 1]
-        if not reached:
+        compared_steps = [step for step, _ in self.rungs if sum(step in c.values for c in self.candidates) > 1]
+        if not compared_steps:
             yield "It was the only candidate. A larger budget, with a different output, compares several."
             return
-        step = reached[-1]
+        step = compared_steps[-1]
         runners_up = [c for c in self.candidates[1:] if step in c.values][:_MAX_RUNNERS_UP]
         metric = self.ranking_metrics[step]
         results = [
@@ -159,25 +159,26 @@ def _describe_difference(difference: float, metric: str) -> str:
 def build_result(design: TuneDesign, progress: SearchProgress, winner: Candidate) -> TuneResult:
     """Build the result of a search that has ended."""
     rungs = progress.rungs
-    # Candidates with a later last rung come first, ordered by their place on it.
+    # Candidates with a later last rung come first, ordered by their place on it. Those without any score come last.
     order = dict.fromkeys(design.candidates, (0, 0))
     for number, rung in enumerate(rungs, start=1):
         order |= {candidate: (-number, place) for place, candidate in enumerate(rung.ranking)}
     ranked = sorted(design.candidates, key=lambda candidate: (order[candidate], candidate.number))
     records = [_record(candidate, design, rungs, winner) for candidate in ranked]
-    compared = [(_choices(candidate), -score) for candidate, score in rungs[0].scores.items()]
+    first_scores = rungs[0].scores
+    importances = measure_importance([_choices(candidate) for candidate in first_scores], [*first_scores.values()])
     total = design.total_steps
-    trained = sum(_trained_steps(record, rungs) for record in records) / total
+    trained_runs = sum(_trained_steps(record, rungs) for record in records) / total
     return TuneResult(
         goal=design.space.goal,
         budget=design.space.run.tune.budget,
-        cost_runs=trained + design.request.suggestion_runs,
+        cost_runs=trained_runs + design.request.suggestion_runs,
         total_steps=total,
         rungs=[(rung.step, len(rung.trials)) for rung in rungs],
         ranking_metrics={rung.step: design.ranking_metric(rung.step) for rung in rungs},
         centers_origin=design.request.centers_origin,
         candidates=records,
-        importances=measure_importance([choices for choices, _ in compared], [value for _, value in compared]),
+        importances=importances,
         output=str(design.request.run_output),
     )
 
@@ -215,5 +216,4 @@ def _choices(candidate: Candidate) -> dict[str, float | str]:
 
 def _trained_steps(record: CandidateRecord, rungs: tuple[Rung, ...]) -> int:
     """Return the number of steps trained for a candidate; a failed rung counts in full."""
-    last = record.dropped_at
-    return rungs[-1].step if last is None else last
+    return rungs[-1].step if record.dropped_at is None else record.dropped_at

@@ -48,7 +48,8 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
     """
     base = plain_config(config)
     folder = Path(config.output) / TUNE_FOLDER
-    url, name = config.tune.storage or sqlite_url(folder / "tune.db"), Path(config.output).name
+    url = config.tune.storage or sqlite_url(folder / "tune.db")
+    name = Path(config.output).name
     if (storage := TrialStorage.load_or_none(url, name)) is not None:
         design = _continue(storage, config)
         # The files may have moved since the search began, and its workers do not read them before they claim a trial.
@@ -127,6 +128,7 @@ def run_search(
         InputError: All candidates failed, workers keep dying, or a budget in time is below one run.
     """
     if design.plan is None:
+        # A single worker, so that no other trial slows the trial whose duration converts the budget.
         run_workers(storage, design.request, 1, lambda: on_poll(design))
         design = _convert_budget(storage, design, workers)
     # Starting a worker takes seconds, even if no trial is left.
@@ -137,6 +139,7 @@ def run_search(
 
 
 def _continue(storage: TrialStorage, config: RunConfig) -> TuneDesign:
+    """Return the design of a stored search, after validating that it is the search of a configuration."""
     base = plain_config(config)
     try:
         request = parse_request(storage.config)
@@ -175,6 +178,7 @@ def _plan_request(config: RunConfig, base: dict[str, Any]) -> TuneRequest:
         budget_runs=None if budget is None else budget - centers.cost_runs,
         suggestion_runs=centers.cost_runs,
         suggestion_seconds=centers.seconds,
+        # `open_search` sets these fields.
         output="",
         storage="",
         name="",
@@ -182,7 +186,7 @@ def _plan_request(config: RunConfig, base: dict[str, Any]) -> TuneRequest:
 
 
 def _find_steps(config: RunConfig) -> tuple[list[int], int]:
-    """Return the steps after which a run evaluates, and the number of rows it trains on."""
+    """Return the steps after which a run evaluates, and the number of rows of all its training steps."""
     if config.training.get("packing") and config.training.get("max_steps", -1) < 1:
         raise InputError("tune: training.packing leaves the number of steps unknown: set training.max_steps")
     recipe = registry.make_recipe(config)
@@ -207,14 +211,14 @@ def _convert_budget(storage: TrialStorage, design: TuneDesign, workers: int) -> 
     checkpoint = RunFolder(design.run_config(spec).output).find_newest_checkpoint()
     assert checkpoint is not None
     assert spec.until_step is not None
-    trained = read_train_seconds(checkpoint)
-    run_seconds = trained * design.total_steps / spec.until_step
+    train_seconds = read_train_seconds(checkpoint)
+    run_seconds = train_seconds * design.total_steps / spec.until_step
     # Workers on a CPU share its cores: more workers are faster only if each has its own GPU.
     parallel = min(workers, max(1, torch.accelerator.device_count()))
     request = design.request.model_copy(
         update={
             "budget_runs": (seconds - design.request.suggestion_seconds) * parallel / run_seconds,
-            "overhead_runs": max(0.0, (trial.result.seconds or trained) - trained) / run_seconds,
+            "overhead_runs": max(0.0, (trial.result.seconds or train_seconds) - train_seconds) / run_seconds,
         }
     )
     try:
