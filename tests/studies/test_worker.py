@@ -108,7 +108,7 @@ def test_the_looks_of_a_study_that_has_begun_stay(study: dict[str, Any]) -> None
 def test_a_damaged_file_in_the_storage_is_refused(study: dict[str, Any], damage: dict[str, Any]) -> None:
     storage, _ = opened(study, methods=["lora"])
     storage.update_config(storage.config | damage)
-    with pytest.raises(InputError, match="is damaged|no longer fits"):
+    with pytest.raises(InputError, match=r"is damaged|no longer fits"):
         opened(study, methods=["lora"])
     del storage.config["seeds"]
     storage.update_config(storage.config)

@@ -63,14 +63,22 @@ def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: floa
         return RateCenters([lora_rate] * len(space.conditions), 0.0, 0.0, origin)
     started = time.perf_counter()
     multiples: dict[tuple[str, str], float] = {}
+    failures: dict[str, str] = {}
     centers: list[float] = []
     for condition, config in space.configs.items():
         # The curvature of a factor hardly depends on the rank.
         key = (condition.method, str(condition.values[ROLES]))
         if key not in multiples:
-            multiples[key] = _suggest_multiple(config)
+            try:
+                multiples[key] = _suggest_multiple(config)
+            except AiloraError as error:
+                multiples[key] = 1.0
+                failures.setdefault(condition.method, str(error))
         centers.append(lora_rate * multiples[key])
     origin = f"Learning rates around {lora_rate:g}{', shifted for each init by `suggest-lr`' if cost else ''}."
+    if failures:
+        reason = next(iter(failures.values()))
+        origin += f" Not shifted for {', '.join(failures)}, for which `suggest-lr` gave no rate: {reason}."
     return RateCenters(centers, cost, time.perf_counter() - started, origin)
 
 
@@ -90,13 +98,14 @@ def _is_measured(config: RunConfig) -> bool:
 
 
 def _suggest_multiple(config: RunConfig) -> float:
-    """Suggest a multiple of plain LoRA's rate; 1 if the curvature gives no multiple."""
+    """Suggest a multiple of plain LoRA's rate; 1 for plain LoRA, and if the curvature gives no multiple.
+
+    Raises:
+        AiloraError: The curvature cannot be measured.
+    """
     if not _is_measured(config):
         return 1.0
-    try:
-        suggestion = suggest(config, 1.0, batches=_BATCHES, rows=_ROWS)
-    except AiloraError:
-        return 1.0
+    suggestion = suggest(config, 1.0, batches=_BATCHES, rows=_ROWS)
     logarithms = [math.log(role.multiple.value) for role in suggestion.roles.values() if not role.caution]
     # Geometric mean over the roles.
     multiple = math.exp(math.fsum(logarithms) / len(logarithms)) if logarithms else 1.0
