@@ -193,6 +193,13 @@ def _validate_config(config: Mapping[str, Any], where: str) -> None:
             raise InputError(f"{where}: {key} is {str(value)[:80]}, expected at most {_MAX_LAYERS}")
 
 
+def default_device() -> torch.device:
+    """Return the accelerator, or the CPU if there is no accelerator."""
+    # A build of torch for CUDA names CUDA as its accelerator even on a machine without a driver.
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
 def validate_device(device: str) -> None:
     """Validate that torch can compute on a device.
 

@@ -566,5 +566,6 @@ def test_a_quantized_model_is_evaluated_on_the_accelerator(
     setattr(model, f"is_loaded_in_{quantized_with}", True)
     monkeypatch.setattr(TrainedRun, "_load", lambda self: model)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     TrainedRun(folder=None, recipe=None).load()  # type: ignore[arg-type]
     assert model.places == [torch.device("cuda")] * moved

@@ -77,7 +77,7 @@ def test_lists_of_files_are_joined(tmp_path: Path) -> None:
         ("d.jsonl", '{"a": 1}\n{"a": \n', r"d\.jsonl:2: not JSON"),
         ("d.jsonl", '{"a": 1}\n{"a": NaN}\n', r"d\.jsonl:2: NaN is not JSON"),
         ("d.jsonl", '{"a": 1}\n{"a": "\\ud83d"}\n', r"d\.jsonl:2: 'a': '\\ud83d' is half a character"),
-        ("d.jsonl", '{"a": 1}\n' + '{"a": ' * 3000, r"d\.jsonl:2: nested more than 100 levels deep"),
+        ("d.jsonl", '{"a": 1}\n' + '{"a": ' * 3000 + "1" + "}" * 3000, r"d\.jsonl:2: nested more than 100 levels deep"),
         (
             "d.json",
             '{"a": 1}\n{"b"\n',

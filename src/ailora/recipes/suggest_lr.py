@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import set_seed
 
 from ailora.errors import InputError
 from ailora.inits import PRESETS, Policy
 from ailora.lora import adapt
+from ailora.model_loading import default_device
 from ailora.model_path import resolve_model
 from ailora.optim.curvature import Curvature, RateMultiple, curvature_by_role, rate_multiple
 from ailora.optim.hessian import ALL
@@ -126,7 +126,7 @@ def _measure_curvatures(
     options: dict[str, Any] = config.adapter.plan_options() | {"form": "anchored", "dropout": 0.0}
     base: Any = recipe.load_model(resolve_model(config.model))
     model = adapt(base.float(), policy, **options, task_type=config.task_type)
-    model.to(torch.accelerator.current_accelerator() or "cpu")
+    model.to(default_device())
     device = next(model.parameters()).device
     batches = [{key: value.to(device) for key, value in batch.items()} for batch in sample]
     losses = [partial(_compute_loss, model, batch) for batch in batches]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from ailora.adapter_io.peft_adapter import load_peft_adapter
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, read_config
 from ailora.errors import InputError, ModelError
 from ailora.lora.base_model import get_base_model
+from ailora.model_loading import default_device
 from ailora.model_path import resolve_model
 from ailora.path_kind import PathKind, detect_path_kind, resolve_adapter_dir
 from ailora.plain_data import validate_plain_data
@@ -125,4 +125,4 @@ def _load_adapter(folder: Path, base: str | None) -> tuple[Model, Tokenization]:
     except (InputError, ModelError, SafetensorError) as error:
         raise InputError(f"cannot load the adapter {folder} on {base}: {error}") from error
     validate_finite(adapted, folder)
-    return adapted.to(torch.accelerator.current_accelerator() or "cpu"), Tokenization(tokenizer)
+    return adapted.to(default_device()), Tokenization(tokenizer)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from ailora.adapter_io.peft_adapter import load_peft_adapter
 from ailora.checkpoints.output_file import validate_output_file
 from ailora.errors import InputError, ModelError
+from ailora.model_loading import default_device
 from ailora.model_path import resolve_model
 from ailora.recipes.config.method import CustomFunction, FullFineTuning
 from ailora.recipes.config.sections import RunConfig
@@ -83,7 +83,7 @@ class TrainedRun:
         # transformers loads a model quantized with bitsandbytes directly onto the accelerator, and refuses to move it.
         if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
             return model
-        return model.to(torch.accelerator.current_accelerator() or "cpu")
+        return model.to(default_device())
 
     def _load(self) -> Model:
         config, folder = self.recipe.config, self.folder
