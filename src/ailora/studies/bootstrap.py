@@ -118,8 +118,8 @@ class _SplitPredictions:
         if classes is None or (classes.names is None) != METRICS[metric].regression:
             return None
         try:
-            labels = _encode(frames[0]["label"], classes)
-            predictions = np.stack([_encode(frame["prediction"], classes) for frame in frames])
+            labels = _encode(frames[0]["label"].to_numpy(), classes)
+            predictions = np.stack([_encode(frame["prediction"].to_numpy(), classes) for frame in frames])
         except (KeyError, TypeError, ValueError) as error:
             _log.warning("%s: predictions do not fit the classes (%r); they are not resampled", runs[0].folder, error)
             return None
@@ -145,10 +145,10 @@ class _SplitPredictions:
         return METRICS[self.metric].score(labels, predictions, self.n_classes)
 
 
-def _encode(values: pd.Series, classes: Labels) -> np.ndarray:
+def _encode(values: np.ndarray, classes: Labels) -> np.ndarray:
     """Encode labels or predictions: as floats for regression, else as class ids."""
     if classes.names is None:
-        return values.to_numpy(dtype=float)
+        return values.astype(float)
     ids = {name: number for number, name in enumerate(classes.names)}
     return np.array([ids[name] for name in values], dtype=int)
 

@@ -8,7 +8,6 @@ import re
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -251,8 +250,6 @@ def open_storage(url: str, *, read_only: bool = False) -> Generator[RDBStorage, 
             # Optuna refuses tables of an incompatible version.
             except RuntimeError as error:
                 raise InputError(f"storage {mask_url(url)}: {error}") from error
-            # Since Python 3.13, a connection that is collected without being closed is reported.
-            weakref.finalize(storage, storage.engine.dispose)
             yield storage
     except BaseException:
         if storage is not None:
