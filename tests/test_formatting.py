@@ -16,6 +16,7 @@ from ailora.formatting import (
     format_interval,
     format_lr,
     format_number,
+    format_signal,
     format_value,
     join_names,
     pluralize,
@@ -88,6 +89,10 @@ def test_numbers_of_every_kind() -> None:
     assert (pluralize(1, "trial"), pluralize(1000, "trial")) == ("1 trial", "1,000 trials")
     assert (join_names(["a"]), join_names(["a", "b", "c"])) == ("a", "a, b and c")
     assert shorten("abcdef", 3) == "abc... (3 more characters)"
+
+
+def test_signals_without_a_name_are_numbers() -> None:
+    assert [format_signal(number) for number in (9, 15, 35)] == ["SIGKILL", "SIGTERM", "35"]
 
 
 def test_a_thinned_curve_keeps_its_ends() -> None:

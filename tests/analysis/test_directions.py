@@ -74,6 +74,12 @@ def test_no_update_has_no_profile() -> None:
     assert all(np.isnan(row["share"]) for row in rows)
 
 
+def test_the_interval_of_very_unequal_layers_is_finite() -> None:
+    """Two layers have a t-quantile of 12.7, and the end of an interval of logarithms may exceed 709."""
+    mean, low, high = enrichment(pd.DataFrame({"share": [1e-60, 0.5], "chance": [0.1, 0.1]}))
+    assert 0 < low < mean < high < np.inf
+
+
 def test_layers_of_different_shapes_share_the_bins_of_a_line() -> None:
     """The minor bin of a small weight has the indices of a middle bin of a large weight."""
     torch.manual_seed(0)

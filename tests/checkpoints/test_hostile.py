@@ -61,6 +61,7 @@ def rewritten(folder: Path, name: str, **changes: Any) -> None:
         ({"task_type": 3}, "task_type must be a string, got 3"),
         ({"task_type": "JUNK"}, r"adapter_config\.json: unknown task type 'JUNK'"),
         ({"r": 8.0}, "the rank 'r' must be a whole number, got 8.0"),
+        ({"r": 8.0, "rank_pattern": {"r": 8}}, "the rank 'r' must be a whole number, got 8.0"),
         ({"rank_pattern": {"q_proj": 8.0}}, "the rank 'q_proj' must be a whole number, got 8.0"),
         ({"peft_version": [1]}, "peft_version must be a string"),
         ({"lora_dropout": "x"}, "lora_dropout must be between 0 and 1, got"),

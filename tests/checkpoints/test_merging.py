@@ -312,7 +312,7 @@ def test_a_head_with_two_layers_keeps_its_labels(tmp_path: Path) -> None:
 
 def test_the_modules_of_sentence_transformers_travel(base: Path, adapter: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(base, tmp_path / "base"))
-    paths = ["", "1_Pooling", "2_Dense", "3_Normalize", "../outside", "0_Transformer", 7]
+    paths = ["", "1_Pooling", "2_Dense", "3_Normalize", "../outside", "0_Transformer", 7, []]
     (source / "modules.json").write_text(json.dumps([{"idx": i, "path": path} for i, path in enumerate(paths)]))
     kept = ("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors")
     left = (

@@ -77,6 +77,8 @@ def test_failures_to_write_are_known_whichever_library_met_them(tmp_path: Path) 
     serializing = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert explain_failed_write(full, tmp_path) == "No space left on device"
     assert explain_failed_write(forbidden, tmp_path / "run") == "Permission denied"
+    # A folder whose name begins alike is another folder.
+    assert explain_failed_write(forbidden, tmp_path / "r") is None
     assert explain_failed_write(serializing, tmp_path) == "No space left on device"
     assert explain_failed_write(Exception("File too large (os error 27)"), tmp_path) == "File too large"
     with pytest.raises(RuntimeError) as raised:

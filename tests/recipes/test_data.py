@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -171,8 +172,10 @@ def test_missing_files_and_other_encodings(tmp_path: Path) -> None:
     (tmp_path / "latin.tsv").write_bytes("sentence\tlabel\nol\xe9\t1\n".encode("latin-1"))
     with pytest.raises(ailora.InputError, match="not UTF-8"):
         read_tables(str(tmp_path / "latin.tsv"))
-    with pytest.raises(ailora.InputError, match="has the columns"):
-        read_tables([files(tmp_path)["tsv"], write(tmp_path, "e.tsv", "x\n1\n")])
+    wide = write(tmp_path, "e.tsv", "sentence\tlabel\tother\na\t1\tx\n")
+    for names in ([files(tmp_path)["tsv"], wide], [wide, files(tmp_path)["tsv"]]):
+        with pytest.raises(ailora.InputError, match="has the columns"):
+            read_tables(names)
 
 
 def data(path: str, **options: object) -> DataConfig:
@@ -236,6 +239,17 @@ def test_a_data_set_by_name(tmp_path: Path) -> None:
         load_examples(config.model_copy(update={"train": "trian"}), "train")
 
 
+@pytest.mark.parametrize("missing", [None, -1])
+def test_a_class_label_that_is_null_or_secret_is_missing(tmp_path: Path, missing: int | None) -> None:
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    rows = {"sentence": list("abc"), "label": [0, 1, missing]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ailora.InputError, match=r"row 2: the row has no label in column 'label'"):
+        load_examples(data("train", dataset=str(tmp_path)), "train")
+
+
 def labels_of(*values: object, regression: bool = False) -> Labels:
     return Labels.from_values(values, [f"f.tsv:{i}" for i in range(2, len(values) + 2)], regression=regression)
 
@@ -265,6 +279,13 @@ def test_blanks_around_labels_do_not_count() -> None:
     labels = labels_of("1", "1 ", " 0", "0")
     assert labels.names == ("0", "1")
     assert labels.encode("1 ", "f:1") == 1
+
+
+def test_whole_numbers_may_have_a_plus_sign() -> None:
+    """As in files of LIBSVM."""
+    assert labels_of("+1", "-1", "+1").names == ("-1", "+1")
+    with pytest.raises(ailora.InputError, match=r"label '1' is the same number as label '\+1'"):
+        labels_of("+1", "-1", "1")
 
 
 def test_files_of_several_formats_share_their_labels(tmp_path: Path) -> None:

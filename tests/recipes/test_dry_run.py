@@ -37,6 +37,28 @@ def test_counts_are_those_of_the_run(language_config: dict[str, Any], tmp_path: 
     assert 0 < facts["train_seconds"] < 60
 
 
+@pytest.mark.parametrize(
+    ("adapter", "kept"),
+    [
+        ({"policy": "ailora"}, 1),
+        ({"policy": "pissa", "form": "residual"}, 1),
+        ({"policy": "ailora", "form": "stock"}, 0),
+        ({"policy": "lora"}, 0),
+    ],
+)
+def test_entries_of_the_anchor_are_as_many_as_adapt_keeps(
+    language_config: dict[str, Any], adapter: dict[str, str], kept: int
+) -> None:
+    config = load_config(language_config | {"adapter": {"rank": 4, **adapter}})
+    facts = dry_run(config).facts
+    assert facts["optimizer_bytes"] == facts["trainable_parameters"] * (16 + 4 * kept)
+    recipe = make_recipe(config)
+    recipe.prepare()
+    model, _ = load_and_adapt(recipe)
+    anchors = sum(entry.numel() for name, entry in model.named_buffers() if name.endswith("anchor"))
+    assert anchors == facts["trainable_parameters"] * kept
+
+
 def test_packed_rows_count_for_steps(language_config: dict[str, Any]) -> None:
     language_config["training"] |= {"packing": True, "packing_strategy": "wrapped", "max_length": 100}
     facts = dry_run(load_config(language_config | {"evaluation": {}})).facts

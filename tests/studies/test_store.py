@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from ailora import InputError
 from ailora.studies.trial import Condition, Status, TrialResult, TrialSpec
+from ailora.studies.trial_attempts import RESULT
 from ailora.studies.trial_storage import TrialStorage
 
 SETTINGS = {"retries": 2, "worker_timeout": 2}
@@ -82,6 +83,18 @@ def die(storage: TrialStorage) -> None:
     taken = storage.claim_next()
     assert taken is not None
     storage._storage.set_trial_state_values(taken._id, TrialState.FAIL)
+
+
+def test_a_result_without_an_end_does_not_count(storage: TrialStorage) -> None:
+    """The worker wrote its result, and died before the state."""
+    storage.enqueue(specs("a"))
+    for _ in range(3):
+        taken = storage.claim_next()
+        assert taken is not None
+        storage._storage.set_trial_user_attr(taken._id, RESULT, TrialResult({}).to_dict())
+        storage._storage.set_trial_state_values(taken._id, TrialState.FAIL)
+        assert only(storage).result is None
+    assert only(storage).status is Status.FAIL
 
 
 def test_a_dead_workers_trial_is_started_again_but_not_for_ever(storage: TrialStorage) -> None:

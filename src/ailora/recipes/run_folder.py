@@ -122,10 +122,11 @@ class RunFolder:
             manifest.validate(self.config.name)
         else:
             self._validate_same_run(config)
-            # `_begin` adopts the outputs of such a run.
-            if manifest.is_new and self._holds_checkpoints():
-                return
-        manifest.validate(*self._outputs)
+        if self.config.exists() and manifest.is_new and self._holds_checkpoints():
+            # `_begin` adopts the outputs of such a run, unless they are links.
+            validate_no_links(self.path, self._outputs)
+        else:
+            manifest.validate(*self._outputs)
         self._validate_checkpoints(manifest)
 
     def _begin(self, config: RunConfig) -> None:
