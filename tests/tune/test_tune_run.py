@@ -16,6 +16,7 @@ from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.run_folder import RunFolder
 from ailora.studies.trial import Status
+from ailora.tune import tune_run
 from ailora.tune.tune_design import TuneDesign
 from ailora.tune.tune_result import TuneResult
 from ailora.tune.tune_run import load_search, open_search, run_search, validate_machine_for_search
@@ -83,9 +84,14 @@ def test_what_is_said_about_the_choice_follows_from_its_numbers(tuned: dict[str,
 
 
 @pytest.mark.ci
-def test_a_budget_in_time_becomes_runs_by_the_first_trial(tuned: dict[str, Any], in_process: list[str]) -> None:
+def test_a_budget_in_time_becomes_runs_by_the_first_trial(
+    tuned: dict[str, Any], in_process: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if a step took 2 s: the search trains for as long as the budget says otherwise.
+    monkeypatch.setattr(tune_run, "read_train_seconds", lambda checkpoint: 2.0 * int(checkpoint.name.split("-")[1]))
     tuned["tune"]["budget"] = "120s"
     result = tune(tuned)
+    assert 1 < result.cost_runs <= 120 / (2 * result.total_steps) + 1e-9
     assert len(set(in_process)) == len(in_process)
     assert result.winner.values.keys() == {step for step, _ in result.rungs}
 
