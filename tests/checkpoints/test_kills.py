@@ -12,6 +12,7 @@ import ailora
 from ailora.checkpoints import merge
 from tests.checkpoints.command_kills import Command, run, run_and_kill
 from tests.checkpoints.conftest import LLAMA
+from tests.tiers import in_tiers
 
 
 def commands(base: Path, adapter: Path) -> dict[str, Command]:
@@ -32,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=in_tiers(NAMES, fast=("init", "merge", "export")))
 def command(request: pytest.FixtureRequest, base: Path, adapter: Path) -> Command:
     return commands(base, adapter)[request.param]
 

@@ -30,6 +30,7 @@ from ailora.recipes.registry import load_run
 from ailora.recipes.task_models import load_classifier, load_tokenizer
 from tests.recipes.conftest import SIZES
 from tests.recipes.run_kills import run_process
+from tests.tiers import in_tiers
 
 TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
 
@@ -113,7 +114,7 @@ def test_predictions_belong_to_their_rows_in_any_order_of_training(config: dict[
     assert np.stack(written.scores)[::-1] != pytest.approx(np.stack(again.scores), abs=1e-5)
 
 
-@pytest.mark.parametrize("policy", ["ailora", "lora", "full"])
+@pytest.mark.parametrize("policy", in_tiers(["ailora", "lora", "full"], fast=["ailora"]))
 def test_the_resolved_config_repeats_the_run(config: dict[str, Any], tmp_path: Path, policy: str) -> None:
     run(config, adapter(policy))
     resolved = parse_yaml((tmp_path / "run" / "config.yaml").read_text())

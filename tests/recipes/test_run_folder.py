@@ -26,6 +26,7 @@ from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.method import FullFineTuning
 from ailora.recipes.registry import load_run
 from ailora.recipes.run_folder import RunFolder
+from tests.tiers import in_tiers
 
 #: Eight steps, checkpoints after five and eight.
 SMALL = ("data.max_train_samples=32",)
@@ -92,7 +93,9 @@ def test_what_fails_while_it_is_measured_leaves_the_trained_adapter(config: dict
     assert "accuracy" in (adapter / "README.md").read_text()
 
 
-@pytest.mark.parametrize("option", ["load_best_model_at_end", "eval_on_start"])
+@pytest.mark.parametrize(
+    "option", in_tiers(["load_best_model_at_end", "eval_on_start"], fast=["load_best_model_at_end"])
+)
 def test_options_of_the_end_and_the_start_hold_after_a_kill(
     config: dict[str, Any], tmp_path: Path, option: str
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 from ailora.studies.study_config import StudyConfig, load_study_config
 from ailora.studies.study_design import StudyDesign
 from tests.recipes.conftest import config, tiny_bert, verdicts
+from tests.tiers import in_tiers
 
 __all__ = ["config", "tiny_bert", "verdicts"]
 
@@ -89,7 +90,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             call("pg_ctl", "-D", data, "-m", "immediate", "stop")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=in_tiers(["sqlite", "postgresql"], fast=["sqlite"]))
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database of each kind."""
     if request.param == "sqlite":
