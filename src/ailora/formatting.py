@@ -135,7 +135,7 @@ _UNITS = {"bytes": format_bytes, "seconds": format_duration, "learning_rate": fo
 
 
 def format_signal(number: int) -> str:
-    """Format a signal as its name, such as SIGKILL, or as its number if it has no name, as most real-time signals."""
+    """Format a signal as its name, such as SIGKILL, or as its number if it has none, like most real-time signals."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 import ailora
+from ailora.checkpoints.folder_lock import STATE_DIR_NAME
 from ailora.recipes import registry
 from ailora.recipes.classification import ClassificationRecipe
 from ailora.recipes.config.loader import load_config
@@ -412,3 +413,14 @@ def test_bad_values_leave_no_folder(config: dict[str, Any], tmp_path: Path, over
 
 def test_the_shortest_length_trains(config: dict[str, Any]) -> None:
     assert run(config, "data.max_length=3")["steps"] == 8
+
+
+def test_an_incomplete_checkpoint_of_an_earlier_version_is_refused_before_the_run(config: dict[str, Any]) -> None:
+    """Folders of the first versions have no manifest."""
+    registry.run(load_config(config))
+    folder = RunFolder(config["output"])
+    shutil.rmtree(folder.path / STATE_DIR_NAME)
+    folder.validate_claimable(load_config(config))
+    (folder.checkpoints / "checkpoint-99").mkdir()
+    with pytest.raises(ailora.InputError, match=r"checkpoint-99 was not written by this run, or is an incomplete"):
+        folder.validate_claimable(load_config(config))

@@ -8,6 +8,8 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from ailora.recipes.evaluation.classification_metrics import METRICS
 from ailora.studies.bootstrap import score_resamples
 from ailora.studies.comparison import Comparison, compare
 from ailora.studies.rate_certainty import RateCertainty, Resampled
+from ailora.studies.rate_certainty_summary import describe_uncertain_rates
 from ailora.studies.summary import summarize
 from ailora.studies.trial import Condition, TrialSpec
 from tests.studies.sample_trials import Result, make_design, outcome, predicted, ran
@@ -208,6 +211,11 @@ def _remove_result(folder: Path) -> None:
     (folder / "result.json").unlink()
 
 
+def _forget_classes(folder: Path) -> None:
+    file = folder / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"labels": None}))
+
+
 def _rename_class(folder: Path) -> None:
     file = folder / "result.json"
     file.write_text(file.read_text().replace('"b"', '"c"'))
@@ -219,6 +227,7 @@ def _rename_class(folder: Path) -> None:
         (_damage_predictions, "predictions.parquet cannot be read"),
         (_remove_result, "has no result.json"),
         (_rename_class, "predictions do not fit the classes"),
+        (_forget_classes, "the classes in result.json do not fit"),
     ],
 )
 def test_damaged_runs_are_not_resampled(
@@ -228,3 +237,10 @@ def test_damaged_runs_are_not_resampled(
     damage(tmp_path)
     assert score_resamples([outcome(0.5, folder=str(tmp_path))], "validation", "accuracy", n_resamples=5) is None
     assert message in caplog.text
+
+
+def test_a_choice_among_very_many_rates_names_the_most_frequent() -> None:
+    rates = [1e-3 * (i + 1) for i in range(40)]
+    certainty = RateCertainty(rates[0], dict.fromkeys(rates, 1 / 40), Resampled.SEEDS)
+    comparison = cast(Comparison, SimpleNamespace(rate_certainties={Condition("base", "lora"): certainty}))
+    assert describe_uncertain_rates(comparison) == ["The rate of lora is uncertain: 0.001 in 2 % of resamples."]

@@ -88,7 +88,7 @@ def test_memory_that_does_not_suffice_is_told_with_the_way_out(config: dict[str,
 
 
 def test_a_process_that_is_killed_is_told(config: dict[str, Any]) -> None:
-    with pytest.raises(TrialError, match=r"ended by SIGKILL \(out of memory\?\)"):
+    with pytest.raises(TrialError, match=r"ended by signal SIGKILL \(out of memory\?\)"):
         run_in_subprocess(load_config(method(config, "killing")), "adapter")
 
 
@@ -116,7 +116,7 @@ def test_a_run_that_is_killed_while_it_waits_for_an_answer_is_one_error(config: 
             process.join()
         return True
 
-    with pytest.raises(TrialError, match="ended by SIGKILL"):
+    with pytest.raises(TrialError, match="ended by signal SIGKILL"):
         run_in_subprocess(load_config(config), "adapter", should_continue)
 
 

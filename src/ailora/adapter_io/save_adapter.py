@@ -58,8 +58,8 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         Folder of the files: `folder` for the adapter name `default`, else a subfolder named after the adapter.
 
     Raises:
-        InputError: The folder is a file, or another process is writing to it. With several ranks, the error is raised
-            only after ten minutes, because they wait for each other.
+        InputError: The folder is a file, or another process is writing to it; with several ranks, which wait for each
+            other, after ten minutes of waiting for that process.
         ModelError: The model has no adapter of that name made by ailora, names of tensors contain the name of another
             adapter, or PEFT does not find the adapter because layers were renamed.
 

@@ -33,7 +33,7 @@ from ailora.weights.base_weight import matches_fingerprint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
 from ailora.weights.tied_weights import validate_untied
 
-#: Maximum number of entries merged at a time.
+#: Number of entries of a weight merged at a time; at least a row, and a whole matrix for a transposed DoRA.
 _BLOCK_ENTRIES = 4 * 2**20
 
 
@@ -89,14 +89,14 @@ def merge(
     model, checkpoint, weights = open_adapted_base(base, trained)
     transforms = _build_transforms(trained, model, weights)
     validate_complete(trained, model)
-    # Merged weights are checked when they are written, but saved modules and magnitudes only here.
+    # Merged weights are checked when they are written, but fully fine-tuned modules and DoRA's magnitudes only here.
     trained.validate_finite()
     saved = find_saved_tensors(trained, model, checkpoint)
     if torch_dtype is not None:
         _validate_convertible(checkpoint)
     folder = checkpoint.folder
     reads = [folder / name for name in (*list_shard_names(checkpoint), "config.json")]
-    # `result.json` of the run holds the labels and the padding token for the merged configuration.
+    # Without `ailora.json`, `result.json` of the run holds the labels and the padding token.
     reads += [*trained.files, *filter(None, [_find_result_file(trained)])]
     # The tokenizer of the base lacks the tokens that were added before training.
     tokenizer = find_tokenizer_files(trained.folder) if saved.vocab_size is not None else {}
@@ -117,8 +117,10 @@ def merge(
     with output.acquire(request, reads=reads, writes=[*auxiliary, *list_shard_names(checkpoint)], force=force) as done:
         if not done:
             copy_auxiliary_files(auxiliary, output, changed={"config.json": _format_config(config)})
-            stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
-            replaced = {stored_names.get(name, name): stored for name, stored in saved.tensors.items()}
+            # Fully fine-tuned tensors have the names of the model; a checkpoint may have older names.
+            key_map = checkpoint_key_map(model, checkpoint.tensors)
+            keys = {parameter: key for key, parameter in key_map.items()}
+            replaced = {keys.get(parameter, parameter): tensor for parameter, tensor in saved.tensors.items()}
             rewrite(checkpoint, output, transforms, dtype=torch_dtype, replaced=replaced)
             output.finish()
     written = Checkpoint.open(output.folder)
@@ -128,7 +130,10 @@ def merge(
 def _build_transforms(
     adapter: AdapterCheckpoint, model: PreTrainedModel, weights: dict[str, StoredWeight]
 ) -> dict[str, TensorTransform]:
-    """Build a function for each adapted weight that merges its update, by tensor name in the checkpoint.
+    """Build the function that merges the update of each adapted weight.
+
+    Returns:
+        Name of the weight's tensor in the checkpoint -> function.
 
     Raises:
         ModelError: An adapted weight is tied, shared by two modules, or quantized.
@@ -145,7 +150,7 @@ def _build_transforms(
 
 
 def _validate_convertible(checkpoint: Checkpoint) -> None:
-    """Refuse a new dtype for a quantized checkpoint."""
+    """Refuse a new dtype for a checkpoint in FP8, whose scales would no longer fit. Integers keep theirs."""
     if fp8 := next((tensor for tensor in checkpoint.tensors.values() if tensor.dtype.startswith("F8")), None):
         raise ModelError(f"{fp8} belongs to a quantized checkpoint, which must keep its dtypes: leave out the dtype")
 
@@ -163,8 +168,8 @@ def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCh
         A, B = A.to(dtype), B.to(dtype)
         left, right = (A.mT, B.mT) if transposed else (B, A)
         magnitude = read_tensor(lora.magnitude) if lora.magnitude else None
-        # DoRA needs norms of whole output rows. In a transposed weight, these are columns, which only a block of all
-        # stored rows contains completely.
+        # DoRA needs the norm over the inputs of each output. In a transposed weight, an output is a column, so that the
+        # norm needs all rows at once.
         needs_all_rows = transposed and magnitude is not None
         block_rows = len(weight) if needs_all_rows else max(1, _BLOCK_ENTRIES // weight.shape[1])
         for first in range(0, len(weight), block_rows):
@@ -194,6 +199,8 @@ def _apply_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transpose
 def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> None:
     """Refuse a weight if its fingerprint differs from the fingerprint in the adapter's metadata.
 
+    For an adapter that needs residual weights, refuse the original weight instead.
+
     Args:
         adapter: Adapter to merge. An adapter without metadata accepts every weight.
         module: Name of the module.
@@ -207,12 +214,13 @@ def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> No
     if metadata is None or plan is None or module not in metadata.fingerprints:
         return
     dtype = plan.modules[module][0].projection.dtype
-    same = matches_fingerprint(weight, metadata.fingerprints[module], dtype)
+    # None if a dtype prevents a comparison.
+    matches = matches_fingerprint(weight, metadata.fingerprints[module], dtype)
     if adapter.needs_residual_weight(module):
-        # A matching weight is the original weight. Factors for a residual weight would add the anchor twice.
-        if same:
+        # The factors fit `W - s B0 A0`. On the original `W`, they would add `s B0 A0` twice. This call always raises.
+        if matches:
             adapter.validate_no_residual_base()
-    elif same is False:
+    elif matches is False:
         raise ModelError(
             f"{module}: the weight differs from the base of the adapter in {adapter.folder} ({metadata.base_model}); "
             "`ailora verify` shows details"
@@ -233,8 +241,8 @@ def _adapted_config(
     text_config = config.get("text_config")
     parts = [config, text_config] if isinstance(text_config, dict) else [config]
     if task.pad_token_id is not None:
-        # Classifiers that do not count positions from padding may search each row for the last token that is not
-        # padding. With a padding token other than that of training, they would compute different scores.
+        # Models like RoBERTa count positions from the base's padding token, so they must keep it. Other classifiers may
+        # read the last token before the padding, so they need the token of training.
         needs_trained_token = get_task(adapter.task_type).predicts_classes and not counts_positions_from_padding(model)
         _set_padding_token(parts, task.pad_token_id, replace=needs_trained_token)
     for part in parts:
@@ -303,8 +311,8 @@ def _choose_labels(
 
 
 def _format_config(config: Mapping[str, Any]) -> bytes:
-    # Write NaN and infinite numbers as bare words, which transformers reads with Python's `json`. `json_bytes` would
-    # write strings, which transformers would take for text.
+    # Write NaN and infinite numbers as bare words, which transformers reads with Python's `json`. `json_bytes` of
+    # `ailora.atomic_io` writes strings, which transformers would take for text.
     return (json.dumps(config, indent=2) + "\n").encode()
 
 

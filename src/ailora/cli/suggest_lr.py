@@ -17,7 +17,7 @@ def suggest_lr(
     rows: Annotated[int, typer.Option(min=1, help="Number of rows in a batch.")] = 16,
     as_json: Json = False,
 ) -> None:
-    """Suggest a learning rate for each role: compare the loss curvature at the initial factors with plain LoRA's."""
+    """Suggest a learning rate for each role: compare the loss curvature at its initial factors with plain LoRA's."""
     from dataclasses import asdict
 
     from ailora.cli.tables import console, print_json, print_line, suggestion_table
@@ -30,6 +30,7 @@ def suggest_lr(
         print_json(asdict(suggestion) | {"multipliers": suggestion.multipliers})
         return
     console.print(suggestion_table(suggestion))
+    # `adapter.learning_rates` holds multiples of `training.learning_rate`.
     multipliers = ", ".join(f"{role}: {multiplier:g}" for role, multiplier in suggestion.multipliers.items())
     print_line(f"training.learning_rate={suggestion.learning_rate:.2g} 'adapter.learning_rates={{{multipliers}}}'")
-    console.print("A rule of thumb from the curvature before training: also try a third, half and twice the rate.")
+    console.print("A rule of thumb, from the curvature before training. Also try a third, half and twice these rates.")

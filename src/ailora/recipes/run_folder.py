@@ -123,7 +123,7 @@ class RunFolder:
         else:
             self._validate_same_run(config)
         if self.config.exists() and manifest.is_new and self._holds_checkpoints():
-            # `_begin` adopts the outputs of such a run, unless they are links.
+            # `_begin` adopts the outputs of such a run, and then refuses only links.
             validate_no_links(self.path, self._outputs)
         else:
             manifest.validate(*self._outputs)

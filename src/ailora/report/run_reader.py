@@ -76,7 +76,7 @@ def read_run(folder: Path, name: str) -> Run:
         notes.append(_describe_unfinished(files))
     history = (result or {}).get("history")
     if not isinstance(history, list):
-        history = _checkpointed_history(files, notes)
+        history = _read_checkpoint_history(files, notes)
     search = _read_or_note(lambda: read_json_object(files.search), notes) if files.search.is_file() else None
     run = Run(
         name=name,
@@ -85,38 +85,40 @@ def read_run(folder: Path, name: str) -> Run:
         config=without_secrets(config) if isinstance(config, dict) else {},
         result=without_secrets(result or {}),
         history=[record for record in history if isinstance(record, dict)],
+        # `read_result` has already restored the numbers of the result; samples are texts.
         log=restore_non_finite(_read_json_lines(files.log, notes)),
         samples=_read_json_lines(files.samples, notes),
         search=search or {},
         notes=notes,
     )
-    notes += version_notes("run", run.result.get("versions"))
+    run.notes.extend(version_notes("run", run.result.get("versions")))
     return run
 
 
 def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None:
-    """Count the pairs of true and predicted class on the reported split.
+    """Count the pairs of true and predicted class on the test split, or without one on the validation split.
 
     Args:
         run: The run. If its predictions cannot be read, a note is added to it.
 
     Returns:
-        The names of the classes, counts[true][predicted], and the split; None if the run predicts no classes. Rows
-        without a prediction, whose logits were not finite, are not counted.
+        The names of the classes, counts[true][predicted], and the split; None if the run predicts no classes, or if
+        its predictions are missing or cannot be read. Rows without a prediction, whose logits were not finite, are not
+        counted.
     """
     labels = run.result.get("labels")
     if not isinstance(labels, list):
         return None
-    folder = RunFolder(run.folder)
-    predictions = _read_or_note(lambda: folder.read_predictions(["label", "prediction", "split"]), run.notes)
+    files = RunFolder(run.folder)
+    predictions = _read_or_note(lambda: files.read_predictions(["label", "prediction", "split"]), run.notes)
     if predictions is None:
         return None
     split = "test" if "test" in set(predictions["split"]) else "validation"
-    # As text, a missing prediction would be a class "None".
+    # As text, missing predictions would count for a class of the name "None".
     reported = predictions.loc[predictions["split"] == split].dropna(subset=["prediction"])
     names = [str(label) for label in labels]
     table = pd.crosstab(reported["label"].astype(str), reported["prediction"].astype(str))
-    # The crosstab lacks classes without a label or without a prediction.
+    # The crosstab lacks classes that no row has or that are never predicted.
     table = table.reindex(index=names, columns=names, fill_value=0)
     return names, table.to_numpy().astype(int).tolist(), split
 
@@ -138,7 +140,7 @@ def _describe_unfinished(files: RunFolder) -> str:
     )
 
 
-def _checkpointed_history(files: RunFolder, notes: list[str]) -> list[Record]:
+def _read_checkpoint_history(files: RunFolder, notes: list[str]) -> list[Record]:
     """Return the evaluations stored in the newest readable complete checkpoint."""
     for checkpoint in list_complete_checkpoints(files.checkpoints):
         file = checkpoint / "trainer_state.json"

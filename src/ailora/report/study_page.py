@@ -49,8 +49,8 @@ _HIDDEN_COLUMNS = (
     "folder",
 )
 _EXCLUDED_NOTE = (
-    "On a task and setting, a learning rate cannot become a method's best rate if one of its trials with a seed that "
-    "chooses rates failed or was pruned. Trials with later or extra seeds do not exclude a rate."
+    "A learning rate cannot become a method's best rate on a task and setting if a trial at this rate failed or was "
+    "pruned whose seed is one of those that choose the rates. Trials with later or extra seeds do not exclude a rate."
 )
 _MAX_ERROR_CHARS = 2000
 _MAX_CELL_CHARS = 160

@@ -28,9 +28,8 @@ def bootstrap_score_difference(method: MethodResult, baseline: MethodResult, des
     """Bootstrap the difference in score, method minus baseline, at the best learning rate of each.
 
     Returns:
-        The difference with its interval; None if the methods share no seed, if a run has no stored predictions or
-        lacks the prediction of a row, if runs were evaluated on different examples, or if the metric is not computed
-        from predictions.
+        The difference with its interval; None if the methods share no seed, or without comparable predictions; see
+        `_SplitPredictions.read`.
     """
     split, metric = design.report_split(method.condition), design.metric(method.condition)
     seeds = sorted(method.at_best.keys() & baseline.at_best.keys())
@@ -60,8 +59,8 @@ def score_resamples(runs: Sequence[TrialResult], split: str, metric: str, *, n_r
         n_resamples: Number of resamples.
 
     Returns:
-        Scores, (resamples, runs); None if there is no run, if a run has no stored predictions or lacks the prediction
-        of a row, if runs were evaluated on different examples, or if the metric is not computed from predictions.
+        Scores, (resamples, runs); None if there is no run, or without comparable predictions; see
+        `_SplitPredictions.read`.
     """
     split_predictions = _SplitPredictions.read(runs, split, metric)
     if split_predictions is None:
@@ -99,8 +98,8 @@ class _SplitPredictions:
     def read(cls, runs: Sequence[TrialResult], split: str, metric: str) -> _SplitPredictions | None:
         """Read the predictions of runs.
 
-        Returns None if there is no run, if a run has no readable predictions or lacks the prediction of a row, if runs
-        were evaluated on different examples, or if the metric is not computed from predictions.
+        Returns None if there is no run, if a run has no readable predictions and classes or lacks the prediction of a
+        row, if runs were evaluated on different examples or classes, or if the metric is not computed from predictions.
         """
         if metric not in METRICS or not runs:
             return None
@@ -113,17 +112,16 @@ class _SplitPredictions:
             if frame["prediction"].isna().to_numpy().any():
                 return None
             frames.append(frame)
-        # The runs of a condition have the same classes, because they have the same training data.
-        classes = _read_classes(runs[0])
-        if classes is None or (classes.names is None) != METRICS[metric].regression:
-            return None
         try:
-            labels = _encode(frames[0]["label"].to_numpy(), classes)
-            predictions = np.stack([_encode(frame["prediction"].to_numpy(), classes) for frame in frames])
-        except (KeyError, TypeError, ValueError) as error:
-            _log.warning("%s: predictions do not fit the classes (%r); they are not resampled", runs[0].folder, error)
+            classes = _read_classes(runs, regression=METRICS[metric].regression)
+            labels = _encode(frames[0]["label"].to_numpy(), classes, runs[0])
+            predictions = [
+                _encode(frame["prediction"].to_numpy(), classes, run) for frame, run in zip(frames, runs, strict=True)
+            ]
+        except InputError as error:
+            _log.warning("%s; these predictions are not resampled", error)
             return None
-        return cls(labels, predictions, metric, classes.num_labels)
+        return cls(labels, np.stack(predictions), metric, classes.num_labels)
 
     def count_confusions(self, index: int, draws: np.ndarray) -> np.ndarray:
         """Compute the confusion matrices of a run on resamples.
@@ -145,22 +143,36 @@ class _SplitPredictions:
         return METRICS[self.metric].score(labels, predictions, self.n_classes)
 
 
-def _encode(values: np.ndarray, classes: Labels) -> np.ndarray:
-    """Encode labels or predictions: as floats for regression, else as class ids."""
-    if classes.names is None:
-        return values.astype(float)
-    ids = {name: number for number, name in enumerate(classes.names)}
-    return np.array([ids[name] for name in values], dtype=int)
+def _encode(values: np.ndarray, classes: Labels, run: TrialResult) -> np.ndarray:
+    """Encode labels or predictions of a run: as floats for regression, else as class ids.
 
-
-def _read_classes(run: TrialResult) -> Labels | None:
-    """Read the classes of a run. Its predictions may lack some, and F1 depends on which of two is the second."""
-    assert run.folder is not None
+    Raises:
+        InputError: A value is not a number, or not one of the classes.
+    """
     try:
-        return Labels.from_result(RunFolder(run.folder).read_result().get("labels"))
-    except InputError as error:
-        _log.warning("%s; its predictions are not resampled", error)
-        return None
+        if classes.names is None:
+            return values.astype(float)
+        ids = {name: number for number, name in enumerate(classes.names)}
+        return np.array([ids[name] for name in values], dtype=int)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{run.folder}: the predictions do not fit the classes ({error!r})") from None
+
+
+def _read_classes(runs: Sequence[TrialResult], *, regression: bool) -> Labels:
+    """Read the classes of runs. Their predictions may lack some, and F1 depends on which of two is the second.
+
+    Raises:
+        InputError: The result of a run cannot be read, or the runs have different classes.
+    """
+    classes = None
+    for run in runs:
+        assert run.folder is not None
+        own = Labels.from_result(RunFolder(run.folder).read_result().get("labels"))
+        if (own.names is None) != regression or (classes is not None and own != classes):
+            raise InputError(f"{run.folder}: the classes in result.json do not fit those of the other runs")
+        classes = own
+    assert classes is not None
+    return classes
 
 
 def _read_predictions(run: TrialResult, split: str) -> pd.DataFrame | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -34,9 +35,7 @@ def validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
     plain = config.model_dump(by_alias=True)
     try:
         now, stored = _fixed_parts(plain), _fixed_parts(storage.config)
-        removed = stored.keys() - now.keys()
-        is_sequential = isinstance(storage.config["seeds"], dict)
-        if is_sequential:
+        if _is_sequential(storage.config):
             # The error rate holds only if the looks, margin, baseline and rates were planned before the first look.
             now |= _sequential_parts(plain)
             stored |= _sequential_parts(storage.config)
@@ -44,14 +43,9 @@ def validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
         raise InputError(
             f"{mask_url(storage.url)}: the file of the study {storage.name!r} is damaged ({error!r})"
         ) from None
-    # Tasks and methods may be added.
+    # Tasks and methods may be added; for their removal, see `validate_no_comparison_removed`.
     shared = now.keys() & stored.keys()
-    changes = describe_differences({key: now[key] for key in shared}, {key: stored[key] for key in shared})
-    # They may also be removed, except in a sequential study: with fewer comparisons, Holm's correction would be weaker
-    # for those that look best so far.
-    if is_sequential and removed and not changes:
-        changes = f"removed: {', '.join(sorted(removed))}"
-    if changes:
+    if changes := describe_differences({key: now[key] for key in shared}, {key: stored[key] for key in shared}):
         raise InputError(
             f"the study {storage.name!r} no longer fits its storage ({changes}): choose a different output or name"
         )
@@ -101,6 +95,38 @@ def validate_same_paths(keys: TrialKeys, storage: TrialStorage) -> None:
                 f"call `ailora study run` in {storage.folder or 'the same folder'}, or choose a different output and "
                 "name for a new study"
             )
+
+
+def validate_no_comparison_removed(keys: TrialKeys, storage: TrialStorage) -> None:
+    """Refuse a sequential study without a condition that it had: a method, a task or a setting of the grid.
+
+    With fewer comparisons, Holm's correction would be weaker for those that look best so far. Conditions may get new
+    names, and may be added.
+
+    Args:
+        keys: Keys of the study.
+        storage: Trials of the study.
+
+    Raises:
+        InputError: A condition is missing.
+    """
+    if not _is_sequential(storage.config):
+        return
+    present = [json.loads(json.dumps(identity, default=str)) for identity in keys.identities.values()]
+    for condition, identity in read_identities(storage.trial_keys).items():
+        # With another version of ailora, the identity of the same condition may differ.
+        if condition not in keys.identities and identity not in present:
+            place = f" on {condition.label}" if condition.label else ""
+            raise InputError(
+                f"the study {storage.name!r} runs until its comparisons are decided, and {condition.method}{place} is "
+                "no longer among them, which would weaken the correction of the others: add it again, or choose a "
+                "different output or name"
+            )
+
+
+def _is_sequential(study: Mapping[str, Any]) -> bool:
+    """Return whether the seeds of a study file run until every comparison is decided."""
+    return isinstance(study["seeds"], dict)
 
 
 def _find_missing(values: Iterable[object]) -> str | None:

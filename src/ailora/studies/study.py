@@ -17,7 +17,12 @@ from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.config.validation import short_repr
 from ailora.recipes.registry import make_recipe
 from ailora.redaction import mask_url
-from ailora.studies.fixed_parts import validate_same_output, validate_same_paths, validate_same_study
+from ailora.studies.fixed_parts import (
+    validate_no_comparison_removed,
+    validate_same_output,
+    validate_same_paths,
+    validate_same_study,
+)
 from ailora.studies.study_config import StudyConfig, load_study_config
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial_keys import read_identities
@@ -56,6 +61,7 @@ def create_or_load_study(config: StudyConfig, *, retry_refused: bool = False) ->
             validate_same_study(config, storage)
             validate_same_output(config, storage)
             validate_same_paths(design.keys, storage)
+            validate_no_comparison_removed(design.keys, storage)
             validate_machine(storage, design, retry_refused=retry_refused)
             storage.update_config(plain)
         storage.save_folder(Path.cwd())

@@ -258,8 +258,8 @@ def _time_to_loss_table(comparison: Comparison) -> SummaryTable:
     ]
     columns = ["on", "method", "seeds that reach it", "share of steps", "seconds", "confirmed"]
     note = (
-        "First evaluation of a run at or below the final validation loss of the baseline's run with the same seed; "
-        "medians over the seeds that reach this loss. Confirmed: runs whose schedule ends there reach it too."
+        "The first evaluation at which a run's validation loss is at most the final one of the baseline's run with the "
+        "same seed; medians over the seeds that reach it. Confirmed: runs whose schedule ends there reach it too."
     )
     return SummaryTable("Steps to the baseline's final loss", columns, rows, [note], "speed")
 

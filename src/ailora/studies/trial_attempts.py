@@ -90,8 +90,8 @@ def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
         key=attributes[KEY],
         spec=TrialSpec.from_dict(attributes[SPEC]),
         status=status,
-        # A worker that died between its result and its state has lost the attempt, and the result does not count.
-        result=TrialResult.from_dict(attributes[RESULT]) if RESULT in attributes and not is_lost(frozen) else None,
+        # A worker writes its result before its state. If it dies in between, the attempt is lost and its result too.
+        result=TrialResult.from_dict(attributes[RESULT]) if status is Status.COMPLETE else None,
         error=error,
         attempts=max(n_starts, 1),
     )

@@ -232,5 +232,5 @@ def _exit_reason(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         name = format_signal(-exit_code)
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"the process of the run was ended by {name}{hint}"
+        return f"the process of the run was ended by signal {name}{hint}"
     return f"the process of the run ended with code {exit_code}"

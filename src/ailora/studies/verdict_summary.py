@@ -105,8 +105,9 @@ def describe_rule(comparison: Comparison) -> str:
     )
     return (
         f"Better or worse: a paired t-test over seeds shows a difference. {equivalence}Undecided: neither, "
-        f"which is not equality. {at_looks}A test shows its claim if p is below {ALPHA} after Holm's correction over a "
-        f"family of {comparison.family_size} comparisons, separately for differences and equivalences. "
+        f"which is not equality. {at_looks}A difference or an equivalence counts as shown if its p is below {ALPHA} "
+        f"after Holm's correction over a family of {comparison.family_size} comparisons, which is applied to "
+        "differences and equivalences separately. "
         "Verdicts speak of seeds on this test set; the bootstrap draws examples too."
     )
 
@@ -137,7 +138,7 @@ def verdict_table(comparison: Comparison) -> SummaryTable:
     notes = [note]
     judgements = [against.judgement for against in _paired_comparisons(comparison).values() if against.judgement]
     if any(judgement.n_failed or judgement.n_baseline_failed for judgement in judgements):
-        notes.append("A verdict in favour of a method or of the baseline needs its score at each seed, whatever the p.")
+        notes.append("A verdict needs the scores of the favoured side at all seeds, whatever its p.")
     return SummaryTable("Verdicts", columns, rows, notes, "scores")
 
 

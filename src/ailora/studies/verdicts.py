@@ -1,4 +1,8 @@
-"""Verdicts on comparisons with a baseline: better, worse, equivalent or undecided, with an error rate per family."""
+"""Verdicts on comparisons with a baseline: better, worse, equivalent or undecided.
+
+The tests for differences have one error rate for all comparisons together, and so have those for equivalence. A study
+is judged at looks, which are planned numbers of seeds.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,8 @@ K = TypeVar("K", bound=Hashable)
 #: Error rate of each of the two families of tests: for differences, and for equivalence.
 ALPHA = 0.05
 _POWER = 0.8
-#: Confidence of the interval for the standard deviation; its ends give the numbers of missing seeds.
+#: Confidence of the interval for the standard deviation. Its ends give the smallest and the largest number of missing
+#: seeds, which are the seeds to run beyond the present ones.
 _SPREAD_CONFIDENCE = 0.8
 _MAX_MISSING_SEEDS = 10_000
 
@@ -67,7 +72,7 @@ class PairedScores:
         larger_is_better: bool,
     ) -> PairedScores:
         """Pair the finite scores of a method and the baseline by seed."""
-        # (method and baseline, seeds)
+        # Shape (2, seeds): the scores of the method and those of the baseline.
         values = np.array([[by_seed.get(seed, math.nan) for seed in seeds] for by_seed in (scores, baseline)], float)
         n_failed, n_baseline_failed = (~np.isfinite(values)).sum(axis=1).tolist()
         is_pair = np.isfinite(values).all(axis=0)
@@ -83,24 +88,26 @@ class Judgement:
     """A verdict with its evidence.
 
     Attributes:
-        verdict: The verdict; better and worse take precedence over equivalent. A verdict that favours a side needs a
-            score of this side at every seed of the look, since a method may fail at just the seeds where it would score
-            worst. Better favours the method, worse the baseline, and equivalent both.
+        verdict: The verdict; better and worse take precedence over equivalent. Better needs a score of the method at
+            every seed of the look, worse needs one of the baseline, and equivalent needs both: a run may fail at just
+            the seeds where it would score worst.
         equivalent: Whether the difference is shown to be within the margin; None if equivalence is not judged.
-        seeds: Seeds of the differences.
+        seeds: Seeds with a score of both the method and the baseline.
         look: Number of seeds at the latest look, including seeds with a failed run.
         n_failed: Number of these seeds at which the method failed.
         n_baseline_failed: Number of these seeds at which the baseline failed.
-        difference: Mean difference with its sequential interval; without an interval if all differences are equal.
+        difference: Mean difference with its sequential interval; without an interval below two seeds, or if all
+            differences are equal.
         p_value: Sequential p-value for a difference; None below two seeds.
         adjusted_p: `p_value` adjusted by Holm's procedure.
-        equivalence_p: Sequential p-value for equivalence; None below two seeds and without a margin.
+        equivalence_p: Sequential p-value for equivalence; None below two seeds or without a margin.
         adjusted_equivalence_p: `equivalence_p` adjusted by Holm's procedure.
         margin: Largest difference of equivalent methods, in the metric's unit; None if equivalence is not judged.
-        smallest_margin: Smallest margin at which equivalence is shown; None without an interval, and with failed seeds.
-        missing_seeds: Smallest and largest number of further seeds needed to show the equivalence of equal methods with
-            a power of 80 %. They belong to the ends of the 80 % interval for the standard deviation. None if decided or
-            unknown, and with failed seeds; the largest number is None if it is above 10,000.
+        smallest_margin: Smallest margin at which equivalence is shown; None without an interval or with failed seeds.
+        missing_seeds: Smallest and largest number of seeds beyond the present ones that would show equivalence with a
+            power of 80 %, if the methods are in truth equal. The numbers belong to the lower and the upper end of an
+            80 % interval for the standard deviation. None if the verdict is decided, the numbers are unknown, or seeds
+            have failed; the largest number is None if it is above 10,000.
     """
 
     verdict: StudyVerdict
@@ -125,7 +132,10 @@ class Judgement:
 
     @property
     def is_final(self) -> bool:
-        """Whether more seeds cannot change the verdict: it is decided, or both sides have failed seeds."""
+        """Whether the comparison needs no further look: the verdict is decided, or cannot be.
+
+        No verdict is possible if both the method and the baseline have failed seeds.
+        """
         return self.is_decided or (self.n_failed > 0 and self.n_baseline_failed > 0)
 
     def __str__(self) -> str:
@@ -161,7 +171,7 @@ def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending:
     Args:
         pairs: Comparison -> paired scores up to its latest look.
         schedule: Planned looks of the study.
-        n_pending: Number of comparisons before their first look.
+        n_pending: Number of comparisons that have not reached their first look.
 
     Returns:
         Comparison -> judgement.
@@ -179,7 +189,7 @@ def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending:
     adjusted_p, adjusted_equivalence_p = (
         holm(family, n_pending=n_pending) for family in (p_values, equivalence_p_values)
     )
-    equivalent = {key for key, p in adjusted_equivalence_p.items() if p < ALPHA}
+    equivalent_keys = {key for key, p in adjusted_equivalence_p.items() if p < ALPHA}
     n_equivalence_tests = len(equivalence_p_values) + n_pending
     return {
         key: _judge(
@@ -190,9 +200,9 @@ def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending:
                 adjusted_p=adjusted_p.get(key),
                 equivalence_p=equivalence_p_values.get(key),
                 adjusted_equivalence_p=adjusted_equivalence_p.get(key),
-                # Holm's procedure divides the error rate by the number of hypotheses that are not rejected yet: each
-                # equivalence shown for another comparison raises this level.
-                level=ALPHA / max(n_equivalence_tests - len(equivalent - {key}), 1),
+                # Holm's procedure divides the error rate by the number of hypotheses that are not rejected yet. The
+                # other comparisons whose equivalence is shown are rejected hypotheses, so they raise this level.
+                level=ALPHA / max(n_equivalence_tests - len(equivalent_keys - {key}), 1),
             ),
         )
         for key, pair in pairs.items()
@@ -223,13 +233,13 @@ def _judge(pair: PairedScores, moments: LookMoments | None, evidence: _Evidence)
     equivalent = None
     if pair.margin is not None:
         equivalent = evidence.adjusted_equivalence_p is not None and evidence.adjusted_equivalence_p < ALPHA
-        # Equivalence favours both sides.
+        # Equivalence needs all scores of both.
         equivalent = equivalent and not has_failures
     verdict = StudyVerdict.EQUIVALENT if equivalent else StudyVerdict.UNDECIDED
     if is_different and moments is not None:
-        statistics = moments.statistics()
-        # The most extreme look decides the sign: at later looks the mean may have changed its sign.
-        largest = statistics[np.argmax(np.abs(statistics))]
+        look_statistics = moments.statistics()
+        # The look with the smallest p shows the difference. The mean may have changed its sign at later looks.
+        largest = look_statistics[np.argmax(np.abs(look_statistics))]
         is_better = bool(largest > 0) is pair.larger_is_better
         verdict = StudyVerdict.BETTER if is_better else StudyVerdict.WORSE
         n_failed_of_favoured = pair.n_failed if is_better else pair.n_baseline_failed
@@ -275,15 +285,12 @@ def _smallest_margin(moments: LookMoments, level: float) -> float | None:
 
 
 def _missing_seeds(moments: LookMoments, margin: float, level: float) -> tuple[int, int | None] | None:
-    """Compute the further seeds needed to show equivalence, for both ends of the interval for the standard deviation.
-
-    The tests use the boundary of the last planned look.
-    """
+    """Compute the further seeds that would show equivalence, for both ends of the standard deviation's interval."""
     n, sd = int(moments.counts[-1]), float(moments.sds[-1])
     if sd == 0:
         return None
-    # A study with more seeds would have a later last look. For a last look at 5 to 50 seeds, the constants of the
-    # boundaries differ by less than 2 %.
+    # A study with more seeds would have a later last look, and a boundary of its own. The boundary of the present study
+    # approximates it: for last looks at 5 to 50 seeds, their constants differ by less than 2 %.
     nominal_level = float(special.ndtr(-moments.schedule.one_sided.critical_value(level)))
     tails = (1 - _SPREAD_CONFIDENCE) / 2, (1 + _SPREAD_CONFIDENCE) / 2
     small, large = (sd * math.sqrt((n - 1) / special.chdtri(n - 1, tail)) for tail in tails)
@@ -292,7 +299,9 @@ def _missing_seeds(moments: LookMoments, margin: float, level: float) -> tuple[i
 
 
 def equivalence_seeds(sd: float, margin: float, level: float) -> int:
-    """Compute the number of seeds at which TOST shows the equivalence of equal methods with a power of 80 %.
+    """Compute the number of seeds at which two one-sided tests (TOST) show the equivalence of equal methods.
+
+    The power is 80 %.
 
     Source: S.-C. Chow, J. Shao, H. Wang, "Sample Size Calculations in Clinical Research", 2008, section 3.1.
 

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from ailora.errors import AiloraError
+from ailora.errors import AiloraError, ModelError
 from ailora.inits import PRESETS
 from ailora.recipes.config.method import AiloraPolicy
 from ailora.recipes.config.schema import RunConfig
@@ -36,7 +36,7 @@ class RateCenters:
         centers: Center for each condition, in the order of `SearchSpace.conditions`.
         cost_runs: Cost of the measurement, in complete runs.
         seconds: Duration of the measurement.
-        origin: Sentence on the origin of the centers.
+        origin: Sentences on the origin of the centers.
     """
 
     centers: list[float]
@@ -66,20 +66,22 @@ def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: floa
     failures: dict[str, str] = {}
     centers: list[float] = []
     for condition, config in space.configs.items():
+        roles = condition.values[ROLES]
         # The curvature of a factor hardly depends on the rank.
-        key = (condition.method, str(condition.values[ROLES]))
+        key = (condition.method, str(roles))
         if key not in multiples:
             try:
                 multiples[key] = _suggest_multiple(config)
             except AiloraError as error:
                 multiples[key] = 1.0
-                failures.setdefault(condition.method, str(error))
+                name = f"{condition.method} on {roles if isinstance(roles, str) else ', '.join(roles)}"
+                failures[name] = str(error)
         centers.append(lora_rate * multiples[key])
-    origin = f"Learning rates around {lora_rate:g}{', shifted for each init by `suggest-lr`' if cost else ''}."
-    if failures:
-        reason = next(iter(failures.values()))
-        origin += f" Not shifted for {', '.join(failures)}, for which `suggest-lr` gave no rate: {reason}."
-    return RateCenters(centers, cost, time.perf_counter() - started, origin)
+    is_shifted = any(multiple != 1.0 for multiple in multiples.values())
+    shift = ", shifted for each init by `suggest-lr`" if is_shifted else ""
+    sentences = [f"Learning rates around {lora_rate:g}{shift}."]
+    sentences += [f"Not shifted for {name}: {reason.rstrip('.')}." for name, reason in failures.items()]
+    return RateCenters(centers, cost, time.perf_counter() - started, " ".join(sentences))
 
 
 def _suggestion_cost(space: SearchSpace) -> float:
@@ -98,15 +100,17 @@ def _is_measured(config: RunConfig) -> bool:
 
 
 def _suggest_multiple(config: RunConfig) -> float:
-    """Suggest a multiple of plain LoRA's rate; 1 for plain LoRA, and if the curvature gives no multiple.
+    """Suggest a multiple of plain LoRA's rate; 1 for plain LoRA and for inits that `suggest-lr` does not know.
 
     Raises:
-        AiloraError: The curvature cannot be measured.
+        AiloraError: The curvature cannot be measured, or its errors are too large for a multiple.
     """
     if not _is_measured(config):
         return 1.0
     suggestion = suggest(config, 1.0, batches=_BATCHES, rows=_ROWS)
     logarithms = [math.log(role.multiple.value) for role in suggestion.roles.values() if not role.caution]
+    if not logarithms:
+        raise ModelError("`suggest-lr` is uncertain for all roles")
     # Geometric mean over the roles.
-    multiple = math.exp(math.fsum(logarithms) / len(logarithms)) if logarithms else 1.0
+    multiple = math.exp(math.fsum(logarithms) / len(logarithms))
     return min(max(multiple, 1 / _MAX_MULTIPLE), _MAX_MULTIPLE)

@@ -35,7 +35,7 @@ class TuneRequest(StoredSection, frozen=True):
         budget_runs: Budget of all trials, as a multiple of the cost of a complete run; None until a budget in time is
             converted.
         overhead_runs: Cost of starting a process, as a multiple of the cost of a complete run.
-        centers_origin: Sentence on the origin of the centers.
+        centers_origin: Sentences on the origin of the centers.
         suggestion_runs: Cost of `suggest-lr` for the centers, as a multiple of the cost of a complete run.
         suggestion_seconds: Duration of `suggest-lr` for the centers.
         output: Folder of the search.

@@ -59,7 +59,7 @@ class TuneResult:
         total_steps: Number of steps of a full run.
         rungs: Last step and number of candidates of each rung.
         ranking_metrics: Last step of a rung -> metric on the validation split by which candidates were compared there.
-        centers_origin: Sentence on the origin of the learning rates.
+        centers_origin: Sentences on the origin of the learning rates.
         candidates: All candidates, the winner first, then ordered by their last rung and their place on it.
         importances: Importance of each choice at the end of the first rung.
         output: Folder of the finished run.

@@ -36,6 +36,8 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
     Returns:
         The source.
 
+    The messages name the argument `weights_from` of `adapt`, which is `checkpoint` here.
+
     Raises:
         InputError: The checkpoint is missing, damaged or not in safetensors format.
         ModelError: The checkpoint lacks a module's weight.
@@ -51,30 +53,33 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
     except InputError as error:
         raise InputError(f"weights_from: {error}") from None
     # A checkpoint stores the weight of tied modules once, under the name of the first module.
-    first_name = {weight_key(layer): name for name, layer in reversed(find_linear_modules(base).items())}
-    stored_modules = {module: first_name.get(weight.key, module) for module, weight in weights.items()}
+    # In reverse order, the first of tied modules comes last and replaces the others.
+    first_modules = {weight_key(layer): name for name, layer in reversed(find_linear_modules(base).items())}
+    module_in_checkpoint = {module: first_modules.get(weight.key, module) for module, weight in weights.items()}
     try:
-        tensor_names = match_checkpoint_keys(base, stored_modules.values(), stored.tensors)
+        tensor_names = match_checkpoint_keys(base, module_in_checkpoint.values(), stored.tensors)
     except ModelError as error:
         raise ModelError(f"weights_from: {error}") from None
 
     def read(weight: BaseWeight) -> Tensor:
-        tensor_name = tensor_names[stored_modules[weight.module]]
+        tensor_name = tensor_names[module_in_checkpoint[weight.module]]
         entry = stored.tensors[tensor_name]
         return _orient(read_tensor(entry), weight, f"{entry.name} in {entry.file}")
 
     return read
 
 
-def relative_error(exact: Tensor, stored: Tensor) -> float:
-    """Return `|stored - exact| / |exact|` in the Frobenius norm; 0 for a zero `exact`."""
+def relative_error(exact: Tensor, approximate: Tensor) -> float:
+    """Return `|approximate - exact| / |exact|` in the Frobenius norm; 0 for a zero `exact`."""
     exact = exact.float() if exact.dtype.itemsize < 4 else exact
     size = exact.norm()
-    return float((stored.to(exact.dtype) - exact).norm() / size) if size > 0 else 0.0
+    return float((approximate.to(exact.dtype) - exact).norm() / size) if size > 0 else 0.0
 
 
 def _orient(tensor: Tensor, weight: BaseWeight, name: str) -> Float[Tensor, "out in_"]:
-    """Return a stored tensor as the matrix (out, in) of a weight, transposed if needed.
+    """Return a tensor of the checkpoint as the matrix (out, in) of a weight, transposed if needed.
+
+    A square tensor fits in both orientations; the one nearer to the model's weight is taken.
 
     Raises:
         ModelError: The tensor is quantized, not finite, of unexpected shape, or far from the model's weight.
@@ -86,12 +91,12 @@ def _orient(tensor: Tensor, weight: BaseWeight, name: str) -> Float[Tensor, "out
     for matrix in candidates:
         validate_matrix(matrix, weight.shape, name)
     try:
-        quantized = weight.read()
+        dequantized = weight.read()
     except ModelError:
-        # This machine cannot read the packed weight, so the type of the layer decides the orientation.
+        # This machine cannot dequantize the weight, so the type of the layer decides: the last candidate is transposed.
         return candidates[-1 if weight.transposed else 0].to(weight.device)
-    distances = [relative_error(matrix.to(quantized.device), quantized) for matrix in candidates]
+    distances = [relative_error(matrix.to(dequantized.device), dequantized) for matrix in candidates]
     distance, matrix = min(zip(distances, candidates, strict=True), key=lambda pair: pair[0])
     if distance > _MAX_QUANTIZATION_ERROR:
         raise ModelError(f"{name} is not the weight of {weight.module}: the relative distance is {distance:.2f}")
-    return matrix.to(quantized.device)
+    return matrix.to(dequantized.device)

@@ -69,7 +69,7 @@ class Table:
 def read_tables(
     paths: str | Sequence[str], columns: Sequence[str] | None = None, *, named: Collection[str] | None = None
 ) -> Table:
-    """Read files with equal columns into one table.
+    """Read files into one table. All files except JSON files must have equal columns.
 
     Quotation marks are ordinary characters in TSV files, as in GLUE's files, and quote fields in CSV files. JSONL files
     hold an object per line. JSON files hold an object per line, a list of objects, or a single object.
@@ -80,11 +80,12 @@ def read_tables(
         named: Columns to read from Parquet files; other columns are filled with None. If None, read all columns.
 
     Returns:
-        The rows of all files, in the order of the files; None where a JSON object lacks a key.
+        The rows of all files, in the order of the files; None where a JSON object lacks a key, or where a file lacks a
+        column of a JSON file.
 
     Raises:
-        InputError: A file is missing, empty or invalid (the message names the line), or its columns differ from those
-            of the first file.
+        InputError: A file is missing, empty or invalid (the message names the line), or the columns of two files that
+            are not JSON differ.
     """
     names = [paths] if isinstance(paths, str) else list(paths)
     if not names:

@@ -19,9 +19,9 @@ class Metric:
         score: Function of labels (rows,), predictions (rows,) and the number of classes. Labels and predictions are
             class ids, or real numbers for a regression metric.
         regression: Whether labels and predictions are real numbers.
-        score_confusion: Function of confusion matrices (..., class ids, class ids), with labels in rows, and the number
-            of classes. There may be more class ids than classes, because labels may be unknown to the model. Returns
-            the same score for each matrix, in one call for many resamples. None for a regression metric.
+        score_confusion: Function of confusion matrices (..., classes, classes), with labels in rows, and the number of
+            classes. Returns the same score for each matrix, in one call for many resamples. None for a regression
+            metric.
     """
 
     score: Callable[[np.ndarray, np.ndarray, int], float]
