@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from ailora.path_kind import is_folder
 from ailora.redaction import mask_url
 from ailora.studies.storage_url import sqlite_file
 from ailora.studies.study_config import StudyConfig
-from ailora.studies.trial_keys import TrialKeys, find_moved_paths, read_identities
+from ailora.studies.trial_keys import TrialKeys, find_moved_paths, is_same_identity, read_identities
 from ailora.studies.trial_storage import TrialStorage
 
 #: Keys of a study file fixed after its first trial: with other values, later trials would not be comparable.
@@ -112,10 +111,10 @@ def validate_no_comparison_removed(keys: TrialKeys, storage: TrialStorage) -> No
     """
     if not _is_sequential(storage.config):
         return
-    present = [json.loads(json.dumps(identity, default=str)) for identity in keys.identities.values()]
-    for condition, identity in read_identities(storage.trial_keys).items():
+    for condition, recorded in read_identities(storage.trial_keys).items():
         # With another version of ailora, the identity of the same condition may differ.
-        if condition not in keys.identities and identity not in present:
+        is_present = condition in keys.identities
+        if not is_present and not any(is_same_identity(identity, recorded) for identity in keys.identities.values()):
             place = f" on {condition.label}" if condition.label else ""
             raise InputError(
                 f"the study {storage.name!r} runs until its comparisons are decided, and {condition.method}{place} is "

@@ -209,6 +209,11 @@ def find_moved_paths(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -
     return {name: pair for name, pair in _find_differences(identity, recorded).items() if _has_absolute_path(pair)}
 
 
+def is_same_identity(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> bool:
+    """Return whether an identity equals one from the storage, which `read_identities` has read."""
+    return not _find_differences(identity, recorded)
+
+
 def _find_differences(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
     # The storage holds lists instead of tuples, and strings instead of other objects.
     present = flatten(json.loads(json.dumps(identity, default=str)))
