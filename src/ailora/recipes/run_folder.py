@@ -119,14 +119,14 @@ class RunFolder:
     def _validate_outputs(self, config: RunConfig, manifest: Manifest) -> None:
         """Validate the folder as `_begin` does, without writing."""
         if not self.config.exists() or self._has_failed_early(manifest):
-            manifest.validate(self.config.name)
+            manifest.validate(self.config.name, *self._outputs)
         else:
             self._validate_same_run(config)
-        if self.config.exists() and manifest.is_new and self._holds_checkpoints():
-            # `_begin` adopts the outputs of such a run, and then refuses only links.
-            validate_no_links(self.path, self._outputs)
-        else:
-            manifest.validate(*self._outputs)
+            if self._lacks_manifest(manifest):
+                # `_begin` adopts the outputs of such a run, and then refuses only links.
+                validate_no_links(self.path, self._outputs)
+            else:
+                manifest.validate(*self._outputs)
         self._validate_checkpoints(manifest)
 
     def _begin(self, config: RunConfig) -> None:
@@ -140,14 +140,17 @@ class RunFolder:
             write_text(self.config, to_yaml(config))
         else:
             self._validate_same_run(config)
-            if manifest.is_new and self._holds_checkpoints():
-                # This run was begun by a version of ailora without manifests.
+            if self._lacks_manifest(manifest):
                 manifest.adopt(self.config.name, *self._outputs)
             manifest.validate(*self._outputs)
         self._validate_checkpoints(manifest)
         # The trainer itself creates the folder `checkpoints`, and writes only checkpoints there.
         manifest.adopt(self.checkpoints.name)
         self.failed.unlink(missing_ok=True)
+
+    def _lacks_manifest(self, manifest: Manifest) -> bool:
+        """Return whether the folder's run was begun by a version of ailora without manifests."""
+        return manifest.is_new and self._holds_checkpoints()
 
     def _has_failed_early(self, manifest: Manifest) -> bool:
         """Return whether the folder's run failed before its first checkpoint."""

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from ailora.errors import AiloraError, ModelError
+from ailora.formatting import format_value
 from ailora.inits import PRESETS
 from ailora.recipes.config.method import AiloraPolicy
 from ailora.recipes.config.schema import RunConfig
@@ -74,8 +75,7 @@ def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: floa
                 multiples[key] = _suggest_multiple(config)
             except AiloraError as error:
                 multiples[key] = 1.0
-                name = f"{condition.method} on {roles if isinstance(roles, str) else ', '.join(roles)}"
-                failures[name] = str(error)
+                failures[f"{condition.method} on {format_value(roles)}"] = str(error)
         centers.append(lora_rate * multiples[key])
     is_shifted = any(multiple != 1.0 for multiple in multiples.values())
     shift = ", shifted for each init by `suggest-lr`" if is_shifted else ""
