@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -153,12 +154,21 @@ def test_a_rehearsal_measures_every_part(run: ModuleType, shared: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_studies_are_rehearsed_and_packed_without_weights(shared: Path, tmp_path: Path) -> None:
+def test_studies_are_rehearsed_packed_without_weights_and_continued(shared: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(GPU / "studies.py"), "nlu:small:1", "--tiny", "--device", "cpu", "--minutes", "5"]
     folders = ["--pack", str(tmp_path / "none"), "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
-    completed = subprocess.run([*command, *folders], capture_output=True, check=False, text=True)
-    assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-3000:]
-    with tarfile.open(tmp_path / "nlu-small.tar.xz") as tar:
-        files = [Path(name) for name in tar.getnames()]
-    assert {"machine.json", "study.db", "result.json"} <= {file.name for file in files}
-    assert not [file for file in files if file.suffix == ".safetensors"]
+
+    def run_and_read_results(*options: str) -> dict[str, bytes]:
+        completed = subprocess.run([*command, *folders, *options], capture_output=True, check=False, text=True)
+        assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-3000:]
+        with tarfile.open(tmp_path / "nlu-small.tar.xz") as tar:
+            files = {name: member.read() for name in tar.getnames() if (member := tar.extractfile(name))}
+        assert {"machine.json", "study.db", "result.json"} <= {Path(name).name for name in files}
+        assert not [name for name in files if name.endswith(".safetensors")]
+        return {name: content for name, content in files.items() if name.endswith("result.json")}
+
+    results = run_and_read_results()
+    # As on another machine: same paths, nothing there.
+    shutil.rmtree(tmp_path / "work")
+    archive = (tmp_path / "nlu-small.tar.xz").rename(tmp_path / "moved.tar.xz")
+    assert run_and_read_results("--archive", str(archive)) == results

@@ -7,7 +7,7 @@
 A study is FILE:SCALE:WORKERS. Needs what `run.py` needs; models of the pack are linked to where
 `../shared/lm/get_models.py` makes them. `--work` keeps packages and trials from call to call. `OUT/NAME.tar.xz` has a
 study's folder without weights, and a description of the machine: unpacked at the path of `--work`, it is recorded by
-`benchmarks/paper_studies.py`.
+`benchmarks/paper_studies.py`. `--archive OUT/NAME.tar.xz` continues it on another machine with the same libraries.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=8.0, help="time for everything")
     parser.add_argument("--pack", type=Path, default=PACK, help="folder of `make gpu-pack`")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ailora-studies")
+    parser.add_argument("--archive", type=Path, action="append", default=[], help="of a study, to be continued")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="a single short trial of each study: a rehearsal")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "out" / "gpu"))
@@ -140,6 +141,9 @@ def main() -> int:
     os.environ.update(environment)
     folder = arguments.work / "studies"
     folder.mkdir(exist_ok=True)
+    for archive in arguments.archive:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
     until = started + 60 * arguments.minutes - STOP_S - PACK_S
     overrides = TINY_OVERRIDES if arguments.tiny else ()
     run_studies(arguments.studies, folder, overrides, until=until, making=making)
