@@ -27,8 +27,9 @@ _PARTS = {
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
 }
-#: Duplicates that PEFT saves: frozen weights of adapted embeddings and heads, and the originals of resized embeddings.
-_DUPLICATE = re.compile(r"\.base_layer\.(weight|bias)$|\.original_module\.")
+#: Names of frozen weights, which are skipped. PEFT saves those of adapted embeddings and heads, and the originals of
+#: resized embeddings in `modules_to_save`.
+_FROZEN_WEIGHT = re.compile(r"\.base_layer\.(weight|bias)$|\.original_module\.")
 #: Largest accepted entry of a factor in float64. The squares of entries in a product of two such factors, and sums of
 #: these squares, are then finite in float64.
 _MAX_FLOAT64_ENTRY = 1e60
@@ -104,7 +105,7 @@ def find_lora_weights(
             configuration contradict each other.
     """
     parts_by_module: dict[str, dict[str, StoredTensor]] = {}
-    saved: dict[str, StoredTensor] = {}
+    full_weights: dict[str, StoredTensor] = {}
     # PEFT saves fully fine-tuned embeddings under two names. Plain names sort first, and `setdefault` keeps the first.
     for name, stored in sorted(header.tensors.items(), key=lambda item: ".modules_to_save." in item[0]):
         base_name = name.removeprefix(PREFIX)
@@ -113,14 +114,14 @@ def find_lora_weights(
         if suffix is not None:
             module = base_name.removesuffix(f".{suffix}")
             parts_by_module.setdefault(module, {})[_PARTS[suffix]] = stored
-        elif _DUPLICATE.search(base_name):
+        elif _FROZEN_WEIGHT.search(base_name):
             continue
         elif re.search(r"(^|\.)lora_", base_name):
             raise InputError(
                 f"{stored.file}: {name!r} is not the factor of a linear module; other LoRA layers are not supported"
             )
         else:
-            saved.setdefault(base_name.replace(".modules_to_save.", "."), stored)
+            full_weights.setdefault(base_name.replace(".modules_to_save.", "."), stored)
     if not parts_by_module:
         raise InputError(f"{folder / WEIGHTS_NAME} holds no LoRA factors")
     rank_patterns, alpha_patterns = (
@@ -132,8 +133,8 @@ def find_lora_weights(
         )
         for module, parts in parts_by_module.items()
     }
-    _validate_agreement(folder, config, modules, saved)
-    return modules, saved
+    _validate_agreement(folder, config, modules, full_weights)
+    return modules, full_weights
 
 
 def _validate_tensor(stored: StoredTensor, header: Header) -> None:
@@ -173,9 +174,12 @@ def _build_lora_weights(
 
 
 def _validate_agreement(
-    folder: Path, config: Mapping[str, Any], modules: Mapping[str, LoraWeights], saved: Mapping[str, StoredTensor]
+    folder: Path,
+    config: Mapping[str, Any],
+    modules: Mapping[str, LoraWeights],
+    full_weights: Mapping[str, StoredTensor],
 ) -> None:
-    """Refuse magnitudes without DoRA, a DoRA without magnitudes, and a module with both factors and a full weight."""
+    """Refuse magnitudes without DoRA, DoRA without magnitudes, and a module with both factors and a full weight."""
     for weights in modules.values():
         if (weights.magnitude is not None) != bool(config.get("use_dora")):
             verb = "has no" if config.get("use_dora") else "has"
@@ -183,6 +187,6 @@ def _validate_agreement(
                 f"{folder}: use_dora is {bool(config.get('use_dora'))} in {CONFIG_NAME}, but {weights.module} {verb} "
                 f"magnitudes in {WEIGHTS_NAME}"
             )
-    for name, stored in saved.items():
+    for name, stored in full_weights.items():
         if name.rpartition(".")[0] in modules:
             raise InputError(f"{stored} is the full weight of a module with LoRA factors: loaders would ignore it")

@@ -26,8 +26,8 @@ _DEFAULT_ALPHA = 8
 #: Values of `init_lora_weights` that keep the base weights. For other values, PEFT changes the base weights again
 #: whenever it loads the adapter.
 _INITS_KEEPING_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
-#: Keys that may be set, because the update remains `s B A`, or a DoRA. All other keys must be unset, including unknown
-#: keys from newer versions of PEFT.
+#: Keys that may be set, because the adapter remains LoRA with the update `s B A`, or DoRA. All other keys must be
+#: unset, including unknown keys from newer versions of PEFT.
 _ALLOWED_KEYS = {
     *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config"),
     *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
@@ -60,7 +60,7 @@ def read_config(file: Path) -> dict[str, Any]:
         pattern = config.get(name) or {}
         if not isinstance(pattern, dict) or not all(_is_positive(value) for value in pattern.values()):
             raise InputError(f"{file}: {name} must map names to positive numbers, got {_short(pattern)}")
-    # A list and not a mapping, because a pattern may be called "r" too.
+    # A list and not a mapping, because "r" may also be a key of `rank_pattern`.
     for key, rank in [("r", config["r"]), *(config.get("rank_pattern") or {}).items()]:
         # PEFT allocates tensors of this size, and torch refuses 4.0.
         if type(rank) is not int:
@@ -142,7 +142,7 @@ def _is_positive(value: object) -> bool:
 
 
 def validate_plain(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse an adapter unless it is a plain LoRA, with the update `s B A`, or a DoRA, for an unchanged base.
+    """Refuse an adapter that changes the base weights, or that is neither LoRA with the update `s B A` nor DoRA.
 
     Raises:
         InputError: The init changed the base weights, or an unsupported option is set. The message names the option.
@@ -183,7 +183,7 @@ def find_pattern_value(name: str, config: Mapping[str, Any], module: str, patter
     return config["r"] if name == "rank_pattern" else config.get("lora_alpha", _DEFAULT_ALPHA)
 
 
-#: Patterns without repetitions, groups and character sets. A search for such a pattern takes time linear in the length
+#: Patterns without repetitions, groups or character sets. A search for such a pattern takes time linear in the length
 #: of the name.
 _HARMLESS_PATTERN = re.compile(r"[^*+?{(\[]*")
 #: PEFT's value for all linear modules except the head.
@@ -193,7 +193,7 @@ _ALL_LINEAR = "all-linear"
 def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path) -> dict[str, Any]:
     """Replace potentially slow patterns in a configuration by the names of the matching modules.
 
-    PEFT searches without a time limit. Patterns without repetitions, groups and character sets are fast, and stay
+    PEFT searches without a time limit. Patterns without repetitions, groups or character sets are fast, and stay
     unchanged.
 
     Args:
@@ -226,7 +226,8 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
     for key in ("rank_pattern", "alpha_pattern"):
         if not all(map(_is_harmless, config.get(key) or {})):
             patterns = ModulePatterns(f"{file}: {key}")
-            targets = [name for name in modules if not _names_targets(config) or _is_target(config | resolved, name)]
+            explicit = config | resolved
+            targets = [name for name in modules if not _names_targets(config) or _is_target(explicit, name)]
             values = {name: find_pattern_value(key, config, name, patterns) for name in targets}
             # `^` keeps PEFT from matching a key with the end of a longer name.
             resolved[key] = {f"^{re.escape(name)}": value for name, value in values.items()}

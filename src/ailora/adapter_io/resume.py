@@ -39,8 +39,8 @@ def resume(
 ) -> PeftModel:
     """Load a saved adapter into its base model for further training, with a frozen anchor.
 
-    The anchor is read from the file, so no weight is decomposed. Only a Trainer's checkpoint in the residual form lacks
-    the anchor. For such a checkpoint, the initial factors are computed again.
+    The anchor, the initial factors `A0` and `B0`, is read from the file, so no weight is decomposed. Only a Trainer's
+    checkpoint in the residual form lacks the anchor. For such a checkpoint, the initial factors are computed again.
 
     Under torch.distributed, call this function on every rank. A single rank may call it alone if the base model is
     neither sharded nor adapted, and the file contains the anchor. Rank 0 compares the weights with the adapter's base.
@@ -121,9 +121,9 @@ def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata
         raise InputError(f"the {METADATA_NAME} does not belong to the adapter in {checkpoint.folder}: {reason}")
     plan = metadata.parsed_plan
     # PEFT adds heads to `modules_to_save` in its configuration, so only a name missing there is a contradiction.
-    if config_lacks := {*plan.options.modules_to_save} - {*checkpoint.modules_to_save}:
+    if missing_names := {*plan.options.modules_to_save} - {*checkpoint.modules_to_save}:
         raise InputError(
-            f"{checkpoint.folder}: {METADATA_NAME} lists {min(config_lacks)!r} in modules_to_save, but {CONFIG_NAME} "
+            f"{checkpoint.folder}: {METADATA_NAME} lists {min(missing_names)!r} in modules_to_save, but {CONFIG_NAME} "
             "does not: one of the files was edited, or belongs to a different adapter"
         )
     if checkpoint.dora != plan.options.dora:
@@ -174,8 +174,8 @@ def _load_tensors(
     # PEFT saves a resized vocabulary without `modules_to_save`: such a tensor belongs to the base model.
     state |= {PREFIX + wrapped_names.get(name, name): read_tensor(stored) for name, stored in checkpoint.saved.items()}
     tensors = tensors_by_name(model)
-    packed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, PackedFactor)}
-    if unexpected := sorted(state.keys() - tensors.keys() - packed):
+    packed_names = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, PackedFactor)}
+    if unexpected := sorted(state.keys() - tensors.keys() - packed_names):
         raise ModelError(
             f"the {type(base).__name__} has no place for {unexpected[0].removeprefix(PREFIX)} of {checkpoint.folder}: "
             "resume the adapter in a freshly loaded base model"
@@ -195,20 +195,19 @@ def _load_tensors(
 def _read_factors(base: nn.Module, checkpoint: AdapterCheckpoint, plan: Plan, adapter_name: str) -> dict[str, Tensor]:
     """Read the factors and magnitudes of a file, by their names in a model with the adapter."""
     state = {}
-    converts = plan.form is Form.RESIDUAL and checkpoint.contains_anchor(plan)
+    # The file holds the stacks `[A0; dA]` and `[dB, B]`, but the residual form trains `A = A0 + dA` and `B`.
+    needs_conversion = plan.form is Form.RESIDUAL and checkpoint.contains_anchor(plan)
     for module, weights in checkpoint.modules.items():
         layer = base.get_submodule(module)
         assert isinstance(layer, LoraLayer)
-        for part, stored in {
-            "lora_A": weights.A,
-            "lora_B": weights.B,
-            "lora_magnitude_vector": weights.magnitude,
-        }.items():
-            if stored is not None:
-                tensor, factor = read_tensor(stored), getattr(layer, part)[adapter_name]
-                # The residual form trains `A = A0 + dA` and `B = B0 + dB`.
-                converted = factor.from_file(tensor) if converts and isinstance(factor, PackedFactor) else tensor
-                state[f"{PREFIX}{module}.{part}.{adapter_name}.weight"] = converted
+        parts = {"lora_A": weights.A, "lora_B": weights.B, "lora_magnitude_vector": weights.magnitude}
+        for part, stored in parts.items():
+            if stored is None:
+                continue
+            tensor, factor = read_tensor(stored), getattr(layer, part)[adapter_name]
+            if needs_conversion and isinstance(factor, PackedFactor):
+                tensor = factor.from_file(tensor)
+            state[f"{PREFIX}{module}.{part}.{adapter_name}.weight"] = tensor
     return state
 
 

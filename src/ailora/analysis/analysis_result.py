@@ -30,9 +30,12 @@ class Analysis:
 
     Attributes:
         info: Content of `analysis.json`: models, settings, findings, and notes about weights left out.
-        embedding: Row for each point: model, layer, role, head, and coordinates in the plane.
-        deltas: Row for each update: model, layer, role, norms, ranks, energy shares in subspaces of `W`.
-        spectra: Row for each weight: model, layer, role, singular values, energy of the bands, intruders.
+        embedding: Row for each weight or attention head: model, layer, role, head, and coordinates in the planes of
+            t-SNE and PCA.
+        deltas: Row for each update of a base weight `W`: model, layer, role, norms, ranks, energy shares in subspaces
+            of `W`.
+        spectra: Row for each weight: model, layer, role, singular values, energy shares of the principal, middle and
+            minor ones, number of intruder dimensions.
         directions: Row for each update, side and bin of singular directions: energy share, and the share expected by
             chance. Empty unless requested.
     """
@@ -136,16 +139,13 @@ def validate_output_dir(out: Path | str, reads: Iterable[Path], *, force: bool) 
 
 
 def _validate_nothing_else(out: Path) -> None:
-    """Refuse to replace a folder that holds files beside those of an analysis."""
+    """Refuse to replace a folder that holds files other than those of an analysis."""
     # Replacing a folder removes all of its files.
-    written = {_INFO_NAME, "figures", *(f"{name}.parquet" for name in _TABLES)}
+    expected_names = {_INFO_NAME, "figures", *(f"{name}.parquet" for name in _TABLES)}
     figures = out / "figures"
-    foreign = [entry for entry in out.iterdir() if entry.name not in written or entry.is_symlink()]
-    foreign += (
-        [entry for entry in figures.iterdir() if not entry.is_file() or not has_ailora_mark(entry)]
-        if figures.is_dir()
-        else []
-    )
+    foreign = [entry for entry in out.iterdir() if entry.name not in expected_names or entry.is_symlink()]
+    if figures.is_dir():
+        foreign += [entry for entry in figures.iterdir() if not entry.is_file() or not has_ailora_mark(entry)]
     if foreign:
         raise InputError(f"{min(foreign)} is not part of the analysis that --force would replace: move it away")
 
@@ -174,5 +174,5 @@ def _to_plain(value: object) -> object:
         return to_plain_data(value)
     if isinstance(value, list | tuple):
         return [_to_plain(item) for item in value]
-    # JSON has no NaN: Python would write a bare word, and strict parsers would refuse the file.
+    # JSON has no NaN: Python would write `NaN` without quotes, and strict parsers would refuse the file.
     return None if isinstance(value, float) and not math.isfinite(value) else value

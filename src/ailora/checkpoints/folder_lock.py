@@ -22,7 +22,7 @@ def lock_folder(
     """Lock a folder for writing, and create a missing folder.
 
     Args:
-        folder: Folder to lock. It must hold a file in `marks`, or no visible file.
+        folder: Folder to lock. It must hold a file named in `marks`, or no visible file.
         content: Expected content of the folder, for the error message.
         marks: Names of files that identify the expected content.
         force: Whether to accept a folder with unexpected content. None for commands without this option.
@@ -56,7 +56,7 @@ def validate_content(folder: Path, *, content: str, marks: Iterable[str], hint: 
         hint: Text to append to the error message.
 
     Raises:
-        InputError: The folder holds visible files, but no file in `marks`. The message names a file.
+        InputError: The folder holds visible files, but no file named in `marks`. The message names a file.
     """
     if any((folder / mark).is_file() for mark in marks):
         return

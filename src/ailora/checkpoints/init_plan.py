@@ -39,7 +39,7 @@ class InitPlan:
         checkpoint: Checkpoint of the model.
         plan: Adapter settings of every projection.
         weights: Stored weight of each adapted module.
-        seed: Seed of random inits.
+        seed: Seed for the factors of plain LoRA and for new heads.
     """
 
     model: str
@@ -181,8 +181,8 @@ class InitPlan:
     @property
     def recorded_name(self) -> str:
         """Name of the base model for the adapter's configuration: the absolute path of a folder, or the hub id."""
-        local = self.model.startswith("builtin:") or is_folder(expand_home(self.model))
-        return str(model_folder(self.model)) if local else self.model
+        is_local = self.model.startswith("builtin:") or is_folder(expand_home(self.model))
+        return str(model_folder(self.model)) if is_local else self.model
 
     @property
     def reads(self) -> list[Path]:

@@ -135,7 +135,7 @@ def init(
         ModelError: The model has no naming rule; or a weight is missing, quantized, not finite, or of unexpected shape.
     """
     started = time.perf_counter()
-    plan = InitPlan.from_model(
+    init_plan = InitPlan.from_model(
         model,
         policy,
         rank=rank,
@@ -153,23 +153,25 @@ def init(
         num_labels=num_labels,
         seed=seed,
     )
-    report = _execute(plan, OutputDir(out), device=device, workers=workers, cached=cached, force=force)
+    report = _execute(init_plan, OutputDir(out), device=device, workers=workers, cached=cached, force=force)
     report.seconds["total"] = time.perf_counter() - started
     return report
 
 
-def _execute(plan: InitPlan, output: OutputDir, *, device: str, workers: int, cached: bool, force: bool) -> InitReport:
+def _execute(
+    init_plan: InitPlan, output: OutputDir, *, device: str, workers: int, cached: bool, force: bool
+) -> InitReport:
     if type(workers) is not int or workers < 1:
         raise InputError(f"workers must be a whole number of at least 1, got {workers!r}")
     validate_device(device)
-    acquired = output.acquire(plan.request, reads=plan.reads, writes=_FILE_NAMES, force=force)
+    acquired = output.acquire(init_plan.request, reads=init_plan.reads, writes=_FILE_NAMES, force=force)
     # Ranks exchange results as files in the common folder. A killed command also resumes from these files.
-    with init_process_group_if_launched(), on_main(acquired) as done:
-        tasks = plan.build_tasks(output.parts, device=device, cached=cached)
+    with init_process_group_if_launched(), on_main(acquired) as is_finished:
+        tasks = init_plan.build_tasks(output.parts, device=device, cached=cached)
         folder, count = str(output.folder), len(tasks)
-        if done:
+        if is_finished:
             floored = AdapterMetadata.read(output.folder / METADATA_NAME).floored
-            return InitReport(folder, count, 0, floored, {}, count)
+            return InitReport(folder, modules=count, bytes_read=0, floored=floored, seconds={}, resumed=count)
         # Ranks divide the list of all tasks. They would disagree on a list of the remaining tasks, because a rank may
         # finish tasks before another rank looks. Dealing tasks out in the order of their cost balances the ranks.
         shard = local_shard(sorted(tasks, key=lambda task: -task.flops))
@@ -180,17 +182,18 @@ def _execute(plan: InitPlan, output: OutputDir, *, device: str, workers: int, ca
         floored: dict[str, int] = {}
         with raise_on_all_ranks():
             if is_main():
-                floored = _assemble(plan, output.folder, tasks)
+                floored = _assemble(init_plan, output.folder, tasks)
                 output.finish()
         seconds = {part: sum(asdict(timing)[part] for timing in timings) for part in ("read", "decompose", "write")}
         bytes_read = sum(task.weight.tensor.nbytes for task in remaining)
         sums = all_reduce_sum(seconds | {"bytes": bytes_read, "remaining": len(remaining)})
         seconds = {part: sums[part] for part in seconds}
-        return InitReport(folder, count, int(sums["bytes"]), floored, seconds, count - int(sums["remaining"]))
+        resumed = count - int(sums["remaining"])
+        return InitReport(folder, count, int(sums["bytes"]), floored, seconds, resumed)
 
 
 def _run_tasks(remaining: list[ModuleTask], *, workers: int) -> list[Timing]:
-    """Run the remaining tasks, most expensive first, with a progress bar in floating-point operations."""
+    """Run tasks in the given order, with a progress bar in floating-point operations."""
     timings: list[Timing] = []
     total = int(sum(task.flops for task in remaining)) or None
     bar = tqdm(total=total, desc="decomposing", unit="flop", unit_scale=True, leave=False, disable=None)
@@ -204,7 +207,7 @@ def _run_tasks(remaining: list[ModuleTask], *, workers: int) -> list[Timing]:
     return timings
 
 
-def _assemble(plan: InitPlan, folder: Path, tasks: list[ModuleTask]) -> dict[str, int]:
+def _assemble(init_plan: InitPlan, folder: Path, tasks: list[ModuleTask]) -> dict[str, int]:
     """Assemble the adapter from the results of all tasks.
 
     Returns:
@@ -214,11 +217,14 @@ def _assemble(plan: InitPlan, folder: Path, tasks: list[ModuleTask]) -> dict[str
     floored: dict[str, int] = {}
     for header in results.values():
         floored |= json.loads(header.metadata["floored"])
-    saved_tensors = collect_saved_tensors(plan.base, plan.plan.options, plan.checkpoint, plan.seed)
+    saved_tensors = collect_saved_tensors(init_plan.base, init_plan.plan.options, init_plan.checkpoint, init_plan.seed)
     _write_weights(folder / WEIGHTS_NAME, results, saved_tensors)
     fingerprints = {module: header.metadata["fingerprint"] for module, header in results.items()}
-    AdapterMetadata.from_plan(plan.plan, fingerprints, floored=floored, base_model=plan.recorded_name).write(folder)
-    config = _config_bytes(plan)
+    metadata = AdapterMetadata.from_plan(
+        init_plan.plan, fingerprints, floored=floored, base_model=init_plan.recorded_name
+    )
+    metadata.write(folder)
+    config = _config_bytes(init_plan)
     write_digests(folder, pending={CONFIG_NAME: config})
     write_bytes(folder / CONFIG_NAME, config)
     return floored
@@ -235,10 +241,10 @@ def _write_weights(
     write_tensors(file, specs, (t if isinstance(t, Tensor) else read_tensor(t) for t in tensors.values()))
 
 
-def _config_bytes(plan: InitPlan) -> bytes:
-    config = build_lora_config(plan.plan, plan.base)
-    config.base_model_name_or_path = plan.recorded_name
-    config.modules_to_save = get_saved_module_names(plan.plan.options) or None
+def _config_bytes(init_plan: InitPlan) -> bytes:
+    config = build_lora_config(init_plan.plan, init_plan.base)
+    config.base_model_name_or_path = init_plan.recorded_name
+    config.modules_to_save = get_saved_module_names(init_plan.plan.options) or None
     config.inference_mode = True
     # PEFT converts a configuration to JSON only in `save_pretrained`, which writes a file.
     with tempfile.TemporaryDirectory() as folder:
