@@ -12,7 +12,7 @@ from ailora.cli.options import Run
 def evaluate(
     run: Run,
     data: Annotated[
-        str | None, typer.Option(help="File with the columns of the run's data; default: its validation data.")
+        str | None, typer.Option(help="File with the columns of the run's data; default: the run's validation data.")
     ] = None,
 ) -> None:
     """Evaluate a finished run, and print loss and metrics as JSON."""

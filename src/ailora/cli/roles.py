@@ -6,7 +6,7 @@ from ailora.cli.options import Json, Model, RoleNames, parse_role_names
 
 
 def roles(model: Model, role_names: RoleNames = None, as_json: Json = False) -> None:
-    """Show the role of each module and its rows, and the modules without a role. Reads no weights."""
+    """Show each module's role, the rows of roles in fused weights, and modules without a role. Reads no weights."""
     from dataclasses import asdict
 
     from ailora.cli.tables import console, print_json, projection_table, unmatched_table

@@ -72,7 +72,7 @@ def validate_no_tensor_name(base: nn.Module, adapter_name: str) -> None:
     Raises:
         InputError: Names of the model's tensors contain the name between dots.
     """
-    # PEFT leaves every tensor whose name contains the name of another adapter out of an adapter's file.
+    # When PEFT saves an adapter, it leaves out every tensor whose name contains the name of another adapter.
     if adapter_name in _get_name_components(base):
         raise InputError(
             f"adapter_name {adapter_name!r} cannot be used: names of the model's tensors contain {adapter_name!r}, and "
@@ -92,8 +92,8 @@ def _split_above_adapters(name: str) -> Iterator[str]:
     """Split a name at the dots, up to the first module of PEFT whose children have the names of adapters."""
     for component in name.split("."):
         yield component
-        # Names of modules start with `lora_` in all variants of LoRA, for example `lora_diag` in KaSA. The next
-        # component is an adapter's name. The base model has the components after that name, such as `weight`, too.
+        # The names of these modules start with `lora_` in all variants of LoRA, for example `lora_diag` in KaSA. The
+        # next component is an adapter's name. The components after it, such as `weight`, also occur in the base model.
         if component.startswith("lora_") or component in {"modules_to_save", "token_adapter"}:
             return
 
@@ -103,5 +103,5 @@ def _is_usable_name(name: str) -> bool:
     reserved = any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict))
     fits_folder = name.isprintable() and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
     # When PEFT loads an adapter whose name is a substring of its prefix `lora_`, it may initialize the weights anew.
-    is_in_prefix = name in "lora_"
-    return not reserved and not is_in_prefix and not set(name) & set("./\\") and fits_folder
+    is_part_of_prefix = name in "lora_"
+    return not reserved and not is_part_of_prefix and not set(name) & set("./\\") and fits_folder

@@ -48,6 +48,7 @@ class _Decomposition:
 
     @property
     def planned(self) -> PlannedAdapter:
+        """First of the adapters, which agree in rows, init, rank and scaling."""
         return self.adapters[0]
 
     @property
@@ -79,7 +80,9 @@ def compute_initial_factors(
         ModelError: The shape of a weight differs from the plan, a weight cannot be decomposed, DoRA cannot adapt a
             weight, or tied layers would need different residual weights.
     """
-    decompositions = _share_decompositions(plan, weights, validate_readable=source is BaseWeight.read)
+    # Other sources validate the matrices that they return, and do not need a readable weight in the model.
+    reads_model = source is BaseWeight.read
+    decompositions = _share_decompositions(plan, weights, validate_readable=reads_model)
     read = _refusing_zero_rows(source) if plan.options.dora else source
     results: dict[Projection, InitialFactors] = {}
     with tqdm(total=len(decompositions), desc="decomposing", unit="matrix", leave=False, disable=None, delay=1) as bar:
@@ -126,9 +129,9 @@ def _share_decompositions(
             key = (weight.key, planned.projection.rows, planned.init, planned.rank, planned.scaling)
             decompositions.setdefault(key, _Decomposition(weight, [])).adapters.append(planned)
     anchored_rows = [
-        (each.weight.key, each.planned.projection.rows)
-        for each in decompositions.values()
-        if each.planned.init.needs_anchor
+        (decomposition.weight.key, decomposition.planned.projection.rows)
+        for decomposition in decompositions.values()
+        if decomposition.planned.init.needs_anchor
     ]
     if plan.form is Form.RESIDUAL and len(set(anchored_rows)) < len(anchored_rows):
         raise ModelError(
@@ -156,9 +159,10 @@ def _batch_size(decomposition: _Decomposition) -> int:
     if device.type != "cuda":
         return 1
     bytes_per_entry = 4  # the size of a float32, in which `_PEAK_COPIES` is counted
-    free, _ = torch.cuda.mem_get_info(device)
+    free_bytes, _ = torch.cuda.mem_get_info(device)
     out, in_ = decomposition.planned.projection.shape
-    return max(1, free // 4 // (bytes_per_entry * _PEAK_COPIES * out * in_))
+    bytes_per_matrix = bytes_per_entry * _PEAK_COPIES * out * in_
+    return max(1, free_bytes // 4 // bytes_per_matrix)
 
 
 def _compute_factors(
@@ -168,7 +172,7 @@ def _compute_factors(
         return select_rows(source(decomposition.weight), decomposition.planned.projection)
 
     planned = batch[0].planned
-    weight = read(batch[0]) if len(batch) == 1 else torch.stack([read(each) for each in batch])
+    weight = read(batch[0]) if len(batch) == 1 else torch.stack([read(decomposition) for decomposition in batch])
     factors = planned.init.factors(weight, planned.rank, scaling=planned.scaling, generator=generator)
     if len(batch) == 1:
         return [factors]

@@ -73,7 +73,7 @@ def _collecting(problems: list[str], path: Path) -> Generator[None, None, None]:
     try:
         yield
     except (AiloraError, OSError) as error:
-        # Most messages name the path already.
+        # Most messages name the path already. Whole words are compared, because `runs/1` is a part of `runs/10`.
         words = re.split(r"[\s'\",;:()]+", str(error))
         problems.append(str(error) if str(path) in words else f"{path}: {error}")
 

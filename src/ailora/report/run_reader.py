@@ -69,7 +69,8 @@ def read_run(folder: Path, name: str) -> Run:
     Returns:
         The run, with a note for each missing or damaged part.
     """
-    files, notes = RunFolder(folder), []
+    files = RunFolder(folder)
+    notes: list[str] = []
     config = _read_or_note(lambda: read_yaml(files.config), notes)
     result = _read_or_note(files.read_result, notes) if files.result.is_file() else None
     if not files.result.is_file():
@@ -96,7 +97,7 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None:
-    """Count the pairs of true and predicted class on the test split, or without one on the validation split.
+    """Count the pairs of true and predicted class on the test split, or on the validation split without a test split.
 
     Args:
         run: The run. If its predictions cannot be read, a note is added to it.
@@ -114,7 +115,7 @@ def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None
     if predictions is None:
         return None
     split = "test" if "test" in set(predictions["split"]) else "validation"
-    # As text, missing predictions would count for a class of the name "None".
+    # Converted to text, missing predictions would count for a class named "None".
     reported = predictions.loc[predictions["split"] == split].dropna(subset=["prediction"])
     names = [str(label) for label in labels]
     table = pd.crosstab(reported["label"].astype(str), reported["prediction"].astype(str))

@@ -1,9 +1,9 @@
 """Naming rules, which assign roles to modules by the ends of their names.
 
-Each naming convention is a tuple of rules. A pattern is a regular expression for the *last* components of a module's
-name in the modeling files of transformers. The rule of a fused weight has several roles, in the order of their rows,
-and a split, which computes the layout. Patterns may be broad (`o_proj` or `out_proj`), because a test verifies the
-behaviour of each family.
+Each naming convention is a tuple of rules; the first rule that matches a module applies. A pattern is a regular
+expression for the *last* components of a module's name in the modeling files of transformers. The rule of a fused
+weight has several roles, in the order of their rows, and a split, which computes the layout. Patterns may be broad
+(`o_proj` or `out_proj`), because a test verifies the behaviour of each family.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def fused_attention(block: str, name: str, output: str, split: Split = equal) ->
 
 
 def _mlp(block: str, **names: str) -> tuple[Rule, ...]:
+    """Return the rules of a feed-forward block; `names` maps each role to the pattern of its module in the block."""
     return tuple(Rule(rf"{block}\.{name}", (Role(role),), None) for role, name in names.items())
 
 
@@ -183,7 +184,7 @@ CONFORMER = (
     *_mlp(r"ffn[12]", up="intermediate_dense", down="output_dense"),
 )
 SEAMLESS = (*SEPARATE, *CONFORMER)
-#: As the backbone of other families, Swin uses BERT's names.
+#: Swin uses BERT's names when it is the backbone of another family.
 SWIN = (*SEPARATE, *BERT)
 LED = (
     *attention(

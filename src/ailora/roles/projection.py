@@ -42,8 +42,8 @@ class Projection:
         attention: Self or cross. None for a projection of a feed-forward block.
         rows: Rows of W in the module's weight, as ranges (start, stop).
         shape: Shape (out, in) of the module's whole weight, even if the module stores the transpose.
-        dtype: Dtype of the stored weight, such as `float32`. For a quantized weight, the class of the tensor follows.
-            If the layer has no tensor `weight`, only the class of the layer.
+        dtype: Dtype of the stored weight, such as `float32`. For a quantized weight, the tensor's class is appended in
+            brackets. If the layer has no tensor `weight`, this is the name of the layer's class.
         rule: Source of the role: a model type in the catalog, or a regular expression of `role_names`.
         layout: Description of a fused weight's layout. Empty for a whole weight.
 

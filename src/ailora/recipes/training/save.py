@@ -21,7 +21,9 @@ from ailora.weights.dtensor import any_dtensor
 
 
 def save_model(config: RunConfig, trainer: Trainer) -> Path:
-    """Write an adapter to `adapter/`, or a fully fine-tuned model to `model/`. All ranks must call this together.
+    """Write an adapter to `adapter/`, or a fully fine-tuned model to `model/`.
+
+    All ranks must call this function together.
 
     Args:
         config: Configuration of the run.
@@ -40,6 +42,7 @@ def save_model(config: RunConfig, trainer: Trainer) -> Path:
             if sharded or is_main():
                 save_adapter(model, path)
         elif is_main():
+            # PiSSA and similar inits overwrite base weights, so their factors alone do not fit the pretrained base.
             if get_adapter_origin(model).overwrites_base:
                 save_converted(model, path, folder.initial)
             else:
