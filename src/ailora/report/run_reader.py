@@ -97,7 +97,7 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None:
-    """Count the pairs of true and predicted class on the test split, or on the validation split without a test split.
+    """Count the pairs of true and predicted class on the test split if there is one, else on the validation split.
 
     Args:
         run: The run. If its predictions cannot be read, a note is added to it.

@@ -31,13 +31,15 @@ from ailora.studies.verdicts import Judgement, StudyVerdict
 class BaselineComparison:
     """Comparison of a method with the baseline, on a task at a setting.
 
+    A look is a planned number of seeds at which the study is judged (see `sequential_tests`).
+
     Attributes:
-        difference: Difference of the reported scores, paired by seed. Its interval is sequential from the first look
-            on, a t-interval before. None without a seed in common.
+        difference: Difference of the reported scores, paired by seed, with a t-interval before the first look and a
+            sequential interval from then on. None without a seed in common.
         judgement: Verdict at the latest look; None before the first look, or without a seed in common.
         bootstrap: Bootstrap interval of the difference, over seeds and examples; None without stored predictions.
         time_to_loss: Time until the method reaches the baseline's final validation loss; None without evaluations.
-        shared_rates: Differences at the rates run by both, and the learning rate factor between their curves.
+        shared_rates: Differences at the rates run by both, and the learning rate factor between their score curves.
     """
 
     difference: Difference | None
@@ -53,11 +55,10 @@ class BaselineComparison:
 
     def to_dict(self) -> dict[str, object]:
         """Convert to plain data."""
+        without_judgement = {"verdict": self.verdict, "p": None, "adjusted_p": None}
         return {
             "difference": self.difference and asdict(self.difference.estimate),
-            **(
-                self.judgement.to_dict() if self.judgement else {"verdict": self.verdict, "p": None, "adjusted_p": None}
-            ),
+            **(self.judgement.to_dict() if self.judgement else without_judgement),
             "bootstrap": self.bootstrap and [self.bootstrap.low, self.bootstrap.high],
             "steps_share": self.time_to_loss and self.time_to_loss.share,
             "speed_confirmed": self.time_to_loss and self.time_to_loss.confirmed,
@@ -108,14 +109,15 @@ class Comparison:
             settings: list[dict[str, float | str]] = []
             scores: list[float] = []
             conditions = [c for c in self.results if c.task == task]
-            curves = [self.results[c].selection_scores for c in conditions]
-            scored = [by_seed for curve in curves for by_seed in curve.values() if by_seed]
-            seeds = [seed for seed in self.design.selection_seeds if all(seed in by_seed for by_seed in scored)]
+            scores_by_seed = [
+                by_seed for c in conditions for by_seed in self.results[c].selection_scores.values() if by_seed
+            ]
+            seeds = [seed for seed in self.design.selection_seeds if all(seed in by_seed for by_seed in scores_by_seed)]
             if not seeds:
                 continue
             for condition in conditions:
                 values = condition.values
-                # A method without use for a grid key has no value for the key.
+                # A method that does not use a grid key has no value for the key.
                 grid = {setting_name(key): str(values.get(key, "none")) for key in self.design.config.grid}
                 for rate, by_seed in self.results[condition].selection_scores.items():
                     if by_seed:
@@ -183,9 +185,9 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
     results = {
         c: collect_method_result(c, trials, design, scores[c], n_seeds=looks.n_seeds[c]) for c in design.conditions
     }
-    pairs = {c: design.baseline_for(c) for c in design.conditions if c.method != design.baseline}
+    baseline_conditions = {c: design.baseline_for(c) for c in design.conditions if c.method != design.baseline}
     against_baseline: dict[Condition, BaselineComparison] = {}
-    for condition, base in pairs.items():
+    for condition, base in baseline_conditions.items():
         method, baseline, judgement = results[condition], results[base], looks.judgements.get(condition)
         difference = _difference(method, baseline, judgement)
         against_baseline[condition] = BaselineComparison(
@@ -205,7 +207,7 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
 
 
 def _difference(method: MethodResult, baseline: MethodResult, judgement: Judgement | None) -> Difference | None:
-    """Return the difference at the latest look, or over the shared seeds before a look has two differences."""
+    """Return the difference at the latest look, or over all shared seeds while no look has two differences."""
     if not method.scores.keys() & baseline.scores.keys():
         return None
     difference = paired_difference(method.scores, baseline.scores)
@@ -228,7 +230,7 @@ def _average_ranks(results: Mapping[Condition, MethodResult], design: StudyDesig
     for task, values in itertools.product(dict.fromkeys(c.task for c in results), settings):
         # As in `Condition.setting`, values are JSON.
         setting = {*Condition.from_values(task, "", values).setting}
-        # A method without use for a grid key has a single condition: it counts at every value of the key.
+        # A method that does not use a grid key has a single condition, which counts at every value of the key.
         conditions = tuple(c for c in results if c.task == task and setting.issuperset(c.setting))
         rows[conditions] = {c.method: score.mean for c in conditions if (score := results[c].score)}
     if len(rows) < 2 or len(methods) < 2:

@@ -1,4 +1,4 @@
-"""Parts of a study that its first run fixes, and refusals of later runs that would change them."""
+"""Parts of a study that must not change after its first run, and checks that refuse such changes."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
         )
     plain = config.model_dump(by_alias=True)
     try:
-        now, stored = _fixed_parts(plain), _fixed_parts(storage.config)
+        current, stored = _fixed_parts(plain), _fixed_parts(storage.config)
         if _is_sequential(storage.config):
             # The error rate holds only if the looks, margin, baseline and rates were planned before the first look.
-            now |= _sequential_parts(plain)
+            current |= _sequential_parts(plain)
             stored |= _sequential_parts(storage.config)
     except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
         raise InputError(
             f"{mask_url(storage.url)}: the file of the study {storage.name!r} is damaged ({error!r})"
         ) from None
     # Tasks and methods may be added; for their removal, see `validate_no_comparison_removed`.
-    shared = now.keys() & stored.keys()
-    if changes := describe_differences({key: now[key] for key in shared}, {key: stored[key] for key in shared}):
+    shared = current.keys() & stored.keys()
+    if changes := describe_differences({key: current[key] for key in shared}, {key: stored[key] for key in shared}):
         raise InputError(
             f"the study {storage.name!r} no longer fits its storage ({changes}): choose a different output or name"
         )
@@ -57,7 +57,7 @@ def validate_same_output(config: StudyConfig, storage: TrialStorage) -> None:
     missing here counts as moved, even if it exists on a different machine.
 
     Raises:
-        InputError: The output folder of the stored study exists, and is not that of the file.
+        InputError: The output folder of the stored study exists, and is not that of the study file.
     """
     output, database = Path(config.output), sqlite_file(storage.url)
     recorded = storage.config.get("output")
@@ -86,21 +86,22 @@ def validate_same_paths(keys: TrialKeys, storage: TrialStorage) -> None:
     for condition, identity in keys.identities.items():
         if moved := find_moved_paths(identity, recorded.get(condition, identity)):
             stored = {name: pair[0] for name, pair in moved.items()}
-            now = {name: pair[1] for name, pair in moved.items()}
+            current = {name: pair[1] for name, pair in moved.items()}
+            differences = describe_differences(current, stored)
             missing = _find_missing(stored.values())
             advice = f"{missing} is missing here: restore it" if missing else "restore the same paths"
             raise InputError(
-                f"the study {storage.name!r} runs with other paths ({describe_differences(now, stored)}); {advice}, "
+                f"the study {storage.name!r} runs with other paths ({differences}); {advice}, "
                 f"call `ailora study run` in {storage.folder or 'the same folder'}, or choose a different output and "
                 "name for a new study"
             )
 
 
 def validate_no_comparison_removed(keys: TrialKeys, storage: TrialStorage) -> None:
-    """Refuse a sequential study without a condition that it had: a method, a task or a setting of the grid.
+    """Refuse a sequential study that lost a condition: a method, a task or a setting of the grid.
 
-    With fewer comparisons, Holm's correction would be weaker for those that look best so far. Conditions may get new
-    names, and may be added.
+    With fewer comparisons, Holm's correction would be weaker for the comparisons that look best so far. Conditions may
+    get new names, and may be added.
 
     Args:
         keys: Keys of the study.

@@ -24,8 +24,8 @@ from ailora.errors import InputError
 
 #: Numbers of seeds at which studies are judged. The ratio of neighbours is about 1.6: more looks cost power.
 PLANNED_LOOKS = (3, 5, 8, 12, 20, 32, 50)
-#: Number of simulated studies. The overlap of the looks (see `_simulate`), below 0.01 at p = 0.05, then has a standard
-#: error of 0.0002.
+#: Number of simulated studies. The overlap of the looks (see `_compute_null_distributions`), below 0.01 at p = 0.05,
+#: then has a standard error of 0.0002.
 _N_SIMULATED = 200_000
 #: Values of the statistic at which p-values are tabulated; p at the last is 1e-19.
 _GRID = np.linspace(-4, 9, 1301)
@@ -60,12 +60,12 @@ class LookSchedule:
     @property
     def two_sided(self) -> NullDistribution:
         """Null distribution of the largest absolute statistic over all looks."""
-        return _simulate(self)[0]
+        return _compute_null_distributions(self)[0]
 
     @property
     def one_sided(self) -> NullDistribution:
         """Null distribution of the largest statistic over all looks."""
-        return _simulate(self)[1]
+        return _compute_null_distributions(self)[1]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class NullDistribution:
 
 
 @functools.lru_cache
-def _simulate(schedule: LookSchedule) -> tuple[NullDistribution, NullDistribution]:
+def _compute_null_distributions(schedule: LookSchedule) -> tuple[NullDistribution, NullDistribution]:
     """Compute the two-sided and the one-sided null distribution.
 
     The probability that any look is beyond a value is the sum of the exact probabilities of all looks, minus their
@@ -113,13 +113,14 @@ def _simulate(schedule: LookSchedule) -> tuple[NullDistribution, NullDistributio
     marginal = special.ndtr(-_GRID[:, None] / weights).sum(axis=1)
     # The absolute statistics of all looks are above any negative value.
     two_sided = np.where(_GRID > 0, 2 * marginal, len(weights))
-    statistics = _simulate_statistics(schedule) if len(weights) > 1 else np.empty((1, 1))
+    # A single look has no overlap, so the value of its statistic does not matter.
+    statistics = _simulate_statistics(schedule) if len(weights) > 1 else np.zeros((1, 1))
     return _without_overlap(two_sided, np.abs(statistics)), _without_overlap(marginal, statistics)
 
 
 def _without_overlap(expected: np.ndarray, statistics: np.ndarray) -> NullDistribution:
     """Subtract the overlap from the expected number of looks beyond each value of `_GRID`."""
-    # All but the most extreme look of each simulation.
+    # Statistics of all looks but the most extreme of each simulation.
     others = np.sort(np.sort(statistics, axis=1)[:, :-1].ravel())
     overlap = (others.size - np.searchsorted(others, _GRID)) / len(statistics)
     # Clipping keeps the logarithm finite. The running minimum removes bumps of the simulation: p must not rise.
@@ -229,7 +230,8 @@ class LookMoments:
     def bounds(self, critical_value: float) -> tuple[np.ndarray, np.ndarray]:
         """Compute the sequential interval at each look: the mean differences rejected by no look so far.
 
-        If the mean at a look is outside the intervals of earlier looks, its interval uses this look alone.
+        If the mean at a look is outside the intervals of earlier looks, the interval at this look ignores the earlier
+        looks.
 
         Args:
             critical_value: Constant of the boundaries, two-sided for an interval, and one-sided for a bound.

@@ -110,7 +110,8 @@ def validate_url(url: str) -> None:
 
 
 def _connect(file: Path, *, read_only: bool) -> sqlite3.Connection:
-    # `_begin` starts the transactions, hence sqlite3 must not. The heartbeat thread uses the same connections.
+    # `_begin` starts the transactions, so sqlite3 must not (`isolation_level`). Optuna's heartbeat thread uses the same
+    # connections (`check_same_thread`).
     return sqlite3.connect(
         f"file:{quote(str(file.absolute()))}?mode={'ro' if read_only else 'rwc'}",
         uri=True,
@@ -181,7 +182,8 @@ def _begin(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> No
     connection.execute(f"PRAGMA busy_timeout = {int(_LOCK_NOTICE_S * 1000)}")
     while True:
         try:
-            # Faster than FULL. A kill loses no committed write; a power failure may lose the last ones.
+            # NORMAL is faster than the default FULL. A kill loses no committed write; a power failure may lose the last
+            # writes.
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
             # A read-only transaction takes its lock with the first read.
@@ -231,7 +233,7 @@ def _notice_if_slow(message: str) -> Generator[None, None, None]:
 
 @contextlib.contextmanager
 def open_storage(url: str, *, read_only: bool = False) -> Generator[RDBStorage, None, None]:
-    """Open a storage, and close it if the block raises.
+    """Open a storage, and close it if the block raises. Otherwise the storage stays open for the caller.
 
     Args:
         url: Optuna database URL.

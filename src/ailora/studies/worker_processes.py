@@ -62,7 +62,7 @@ def run_workers(storage: TrialStorage, config: WorkerInput, count: int, on_poll:
         logs.mkdir(parents=True, exist_ok=True)
     files = [logs / f"{number}.log" for number in range(count)]
     workers = {log: _start_worker(storage, config, log, count) for log in files}
-    deaths, progress = 0, _count_attempts(storage)
+    fruitless_deaths, last_attempts = 0, _count_attempts(storage)
     try:
         while workers:
             time.sleep(_POLL_INTERVAL_S)
@@ -74,9 +74,10 @@ def run_workers(storage: TrialStorage, config: WorkerInput, count: int, on_poll:
                 _close(workers.pop(log))
                 if code == 0:
                     continue
-                deaths = deaths + 1 if _count_attempts(storage) == progress else 1
-                progress = _count_attempts(storage)
-                if code == _INVALID_INPUT_EXIT_CODE or deaths > count * _MAX_FRUITLESS_DEATHS:
+                attempts = _count_attempts(storage)
+                fruitless_deaths = fruitless_deaths + 1 if attempts == last_attempts else 1
+                last_attempts = attempts
+                if code == _INVALID_INPUT_EXIT_CODE or fruitless_deaths > count * _MAX_FRUITLESS_DEATHS:
                     raise InputError(f"a worker ended with {_describe_exit(code)}{_last_line(log)}: see {log}")
                 workers[log] = _start_worker(storage, config, log, count)
     finally:
@@ -88,7 +89,7 @@ def run_workers(storage: TrialStorage, config: WorkerInput, count: int, on_poll:
 
 
 def _start_worker(storage: TrialStorage, config: WorkerInput, log: Path, count: int) -> subprocess.Popen[bytes]:
-    """Start a worker. It stops when its standard input ends, hence also if this process is killed.
+    """Start a worker. It stops when its standard input ends, so it also stops if this process is killed.
 
     The first line of the input contains the URL and the study file with their secrets. Secrets must appear neither in
     the process list nor in the storage. See `ailora.cli.study_progress.read_handover`.

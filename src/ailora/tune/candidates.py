@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ailora.studies.trial import Condition
 
-#: Width of an automatic range to each side of its center.
+#: Factors of ten from the center of an automatic range to each end.
 AUTO_DECADES = 1.5
 
 
@@ -81,9 +81,9 @@ class Candidate:
 def spread_candidates(rates: Mapping[Condition, RateSpan | RateValues], count: int) -> list[Candidate]:
     """Spread learning rates evenly over all conditions together, and within each condition.
 
-    Conditions take turns. Within a turn, the positions of their rates follow the van der Corput sequence in base 3.
-    From turn to turn, the sequence in base 2 shifts all positions. The first candidate is at the center of its range.
-    A larger count appends candidates to those of a smaller count.
+    In each round, every condition gets at most one rate. Within a round, the positions of the rates follow the van der
+    Corput sequence in base 3. From round to round, the sequence in base 2 shifts all positions. The first candidate is
+    at the center of its range. A larger count appends candidates to those of a smaller count.
 
     Args:
         rates: Condition -> its rates.
@@ -94,9 +94,9 @@ def spread_candidates(rates: Mapping[Condition, RateSpan | RateValues], count: i
     """
     candidates: list[Candidate] = []
     taken: dict[Condition, set[float]] = {condition: set() for condition in rates}
-    for turn in range(count):
-        for index, (condition, rate_range) in enumerate(rates.items()):
-            position = (0.5 + _radical_inverse(turn, 2) + _radical_inverse(index, 3)) % 1
+    for round_index in range(count):
+        for condition_index, (condition, rate_range) in enumerate(rates.items()):
+            position = (0.5 + _radical_inverse(round_index, 2) + _radical_inverse(condition_index, 3)) % 1
             rate = rate_range.choose(position, taken[condition])
             if rate is not None and len(candidates) < count:
                 taken[condition].add(rate)

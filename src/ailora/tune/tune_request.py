@@ -63,7 +63,7 @@ class TuneRequest(StoredSection, frozen=True):
 
     @property
     def run_output(self) -> Path:
-        """Output folder of the finished run."""
+        """Output folder of the tuned run, for the trained model of the best candidate."""
         return Path(self.base["output"])
 
 
