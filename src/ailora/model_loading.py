@@ -35,6 +35,8 @@ _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 #: limit, a damaged configuration could build a million layers, which would take hours.
 _LAYER_COUNT_KEY = re.compile(r"(^|_)(n_|num_)?layers?$")
 _MAX_LAYERS = 2_000
+#: Maximum number of characters of an exception's message in an error. Some messages of transformers fill many screens.
+_MAX_ERROR_CHARS = 2_000
 #: Message of transformers if an auto class does not support a model type.
 _WRONG_CLASS = re.compile(
     r"Unrecognized configuration class <class '[\w.]*?(?P<config>\w+)'> for this kind of AutoModel: (?P<auto_class>\w+)"
@@ -57,13 +59,13 @@ def auto_class(task_type: str) -> Any:
 
 
 def counts_positions_from_padding(model: nn.Module) -> bool:
-    """Return whether a model counts positions from its padding token, as RoBERTa does.
+    """Return whether the position ids of a model start after the id of its padding token, as in RoBERTa.
 
-    Such a model needs the padding token with which it was built. Other classifiers may read the last token of a row
-    before the padding, and need the padding token of their tokenizer.
+    Such a model needs the padding token with which it was built. Other models need the padding token of their
+    tokenizer, because their classification head may read the last token before the padding.
     """
-    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    return any(getattr(table, "padding_idx", None) is not None for table in tables)
+    embeddings = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    return any(getattr(embedding, "padding_idx", None) is not None for embedding in embeddings)
 
 
 def validate_weights(name: Path | str, *, download: bool = False, digests: bool = False) -> None:
@@ -75,8 +77,8 @@ def validate_weights(name: Path | str, *, download: bool = False, digests: bool 
     Args:
         name: Hub id, local folder, or `builtin:minilm`.
         download: Whether to download the weights of a hub id. Without a download, hub ids are not validated.
-        digests: Whether to compare the tensors with the digests stored in the files. This reads whole files. Files
-            without digests are not compared.
+        digests: Whether to compare the tensors with the SHA-256 digests in the metadata of the files. This reads
+            whole files. Files without digests are not compared.
 
     Raises:
         InputError: A file is damaged or not safetensors, the folder holds an adapter, or the configuration names a
@@ -211,6 +213,7 @@ def validate_device(device: str) -> None:
     """
     try:
         available = torch.empty(1, device=device).device.type != "meta"
+        # For the meta device, on which `torch.empty` succeeds.
         reason = "tensors on it have no values"
     # Each backend has different exceptions for a missing driver or package.
     except Exception as error:
@@ -260,7 +263,8 @@ def _describe_wrong_class(error: BaseException, name: Path | str) -> str | None:
     if match is None:
         return None
     config_class = getattr(transformers, match["config"], None)
-    title = next((task.title for task in TASKS.values() if task.auto_class == match["auto_class"]), match["auto_class"])
+    auto_class_name = match["auto_class"]
+    task_title = next((task.title for task in TASKS.values() if task.auto_class == auto_class_name), auto_class_name)
     recipes = [
         task.recipe
         for task in TASKS.values()
@@ -269,8 +273,8 @@ def _describe_wrong_class(error: BaseException, name: Path | str) -> str | None:
     ]
     supported = f"recipes for this type: {', '.join(recipes)}" if recipes else "no recipe supports this type"
     model_type = getattr(config_class, "model_type", match["config"])
-    return f"model {str(name)!r} is of the type {model_type}, which has no class for {title}; {supported}"
+    return f"model {str(name)!r} is of the type {model_type}, which has no class for {task_title}; {supported}"
 
 
 def _format_error(error: Exception, name: Path | str) -> str:
-    return f"{type(error).__name__}: {describe_load_error(error, name)}"[:2000]
+    return f"{type(error).__name__}: {describe_load_error(error, name)}"[:_MAX_ERROR_CHARS]

@@ -1,10 +1,10 @@
 """Point sets of an embedding, and their Gram matrices, computed without holding all points in memory.
 
-A point is a weight, or the rows of a single head, as a vector of its entries. t-SNE, PCA and dispersion need only the
-products `<x_i, x_j>` of all pairs. The products are sums over entries, and are accumulated block by block. A block has
-the same rows of all weights, as many as fit into a fixed number of bytes. So the memory for weights does not grow with
-the number of layers, and each point is read only once. In contrast, computing pair by pair would read each point n
-times, and a random projection would be inexact.
+A point is a weight, or the rows of a weight that belong to one head, flattened to a vector. t-SNE, PCA and dispersion
+need only the products `<x_i, x_j>` of all pairs. The products are sums over entries, and are accumulated block by
+block. A block has the same rows of all weights, as many as fit into a fixed number of bytes. So the memory for weights
+does not grow with the number of layers, and each point is read only once. In contrast, computing pair by pair would
+read each point n times, and a random projection would be inexact.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from ailora.roles.fused_layout import Rows
 
 #: Size in bytes of a block of float64 rows from all points.
 BLOCK_BYTES = 128 * 2**20
-#: Fewest layers for which `auto` embeds whole weights. With fewer layers, heads are embedded to get more points.
+#: Fewest layers for which `points: auto` makes each weight a point. With fewer layers, each head is a point, which
+#: gives more points.
 _MIN_LAYER_POINTS = 12
 
 
 @dataclass(frozen=True)
 class Point:
-    """Weight, or head of a weight, as a vector.
+    """Weight, or the part of a weight that belongs to one head, as a vector.
 
     Attributes:
         model: Model with the weight.
@@ -62,13 +63,13 @@ class PointSet:
 def build_point_sets(
     base: BaseWeights, models: Sequence[ModelWeights], settings: AnalysisSettings, damaged: set[tuple[str, str]]
 ) -> list[PointSet]:
-    """Build the point sets of all roles. Points are weights of the base, and weights updated by the models.
+    """Build the point sets of all roles, from the weights of the base and of the fine-tuned models.
 
     Args:
         base: Base model.
         models: Fine-tuned models.
         settings: Settings with the roles and the kind of points.
-        damaged: Pairs (model, module) to leave out.
+        damaged: Pairs (model name, module) of weights to leave out, because they have NaN or infinite entries.
 
     Returns:
         Point set for each role and shape, in the order of the roles in the settings.
@@ -80,36 +81,36 @@ def build_point_sets(
     roles = [role for role, _, _ in by_shape]
     point_sets = []
     for (role, out, in_), projections in by_shape.items():
-        heads = _num_heads(base, projections[0], len(projections), settings)
+        num_heads = _num_heads(base, projections[0], len(projections), settings)
         points = tuple(
             Point(model, projection, head, rows)
             for model in (base, *models)
             for projection in projections
             if model.has_weight(projection.module) and (model.name, projection.module) not in damaged
-            for head, rows in _split_heads(projection, heads)
+            for head, rows in _split_heads(projection, num_heads)
         )
         name = role.value if roles.count(role) == 1 else f"{role.value} {out} x {in_}"
         point_sets.append(PointSet(name, points))
     return point_sets
 
 
-def _num_heads(base: BaseWeights, projection: Projection, layers: int, settings: AnalysisSettings) -> int | None:
+def _num_heads(base: BaseWeights, projection: Projection, num_layers: int, settings: AnalysisSettings) -> int | None:
     """Return the number of heads in a projection, or None if the whole weight is a point.
 
     Raises:
         InputError: Heads are requested, and the projection is not divided into heads.
     """
-    if settings.points == "layers" or (settings.points == "auto" and layers >= _MIN_LAYER_POINTS):
+    if settings.points == "layers" or (settings.points == "auto" and num_layers >= _MIN_LAYER_POINTS):
         return None
     config = base.model.config
-    heads = getattr(config, "num_attention_heads", None)
+    num_heads = getattr(config, "num_attention_heads", None)
     # With grouped-query attention, key and value have fewer heads than the query.
     if projection.role in (Role.KEY, Role.VALUE):
-        heads = getattr(config, "num_key_value_heads", None) or heads
+        num_heads = getattr(config, "num_key_value_heads", None) or num_heads
     elif projection.role is not Role.QUERY:
-        heads = None
-    if isinstance(heads, int) and heads > 0 and projection.out_features % heads == 0:
-        return heads
+        num_heads = None
+    if isinstance(num_heads, int) and num_heads > 0 and projection.out_features % num_heads == 0:
+        return num_heads
     if settings.points == "heads":
         raise InputError(
             f"points: 'heads' needs projections whose rows are divided into heads, and {projection.name} (role "
@@ -118,17 +119,18 @@ def _num_heads(base: BaseWeights, projection: Projection, layers: int, settings:
     return None
 
 
-def _split_heads(projection: Projection, heads: int | None) -> Iterator[tuple[int | None, Rows]]:
-    if heads is None:
+def _split_heads(projection: Projection, num_heads: int | None) -> Iterator[tuple[int | None, Rows]]:
+    """Yield the index and the rows of each head, or None and all rows if the projection is not split."""
+    if num_heads is None:
         yield None, projection.rows
         return
-    size = projection.out_features // heads
-    for head in range(heads):
-        yield head, _slice_rows(projection.rows, head * size, (head + 1) * size)
+    head_size = projection.out_features // num_heads
+    for head in range(num_heads):
+        yield head, _slice_rows(projection.rows, head * head_size, (head + 1) * head_size)
 
 
 def _slice_rows(rows: Rows, start: int, stop: int) -> Rows:
-    """Return the row ranges at positions `start` to `stop`, where positions count the rows of all ranges."""
+    """Return rows `start` to `stop` (exclusive) of the matrix that concatenates the ranges, as ranges of the weight."""
     ranges, offset = [], 0
     for range_start, range_stop in rows:
         size = range_stop - range_start
@@ -162,10 +164,11 @@ def compute_gram(base: BaseWeights, point_set: PointSet) -> np.ndarray:
     starts = range(0, num_stored_rows, rows_per_block)
     for start in tqdm(starts, f"distances of {point_set.name}", unit="block", leave=False, disable=None):
         stop = min(start + rows_per_block, num_stored_rows)
+        # Each row of the block is the part of a point within the range of stored rows.
         block = torch.empty(len(points), (stop - start) * row_length, dtype=torch.float64)
         parts = _read_columns(points, start, stop) if transposed else _read_rows(points, start, stop)
-        for row, part in zip(block, parts, strict=True):
-            row.copy_(part.reshape(-1))
+        for block_row, part in zip(block, parts, strict=True):
+            block_row.copy_(part.reshape(-1))
         products.addmm_(block, block.mT)
     return products.numpy()
 

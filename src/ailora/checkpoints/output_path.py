@@ -12,15 +12,16 @@ from ailora.atomic_io import link_error
 from ailora.errors import InputError
 from ailora.formatting import truncate
 
+#: Maximum number of characters of a path in an error message.
 _MAX_PATH_CHARS = 60
 #: Message in which safetensors and tokenizers, both written in Rust, report an error of the operating system.
 _RUST_OS_ERROR = re.compile(r"([^: ][^:]*) \(os error (\d+)\)")
 #: Errors of a full disk, an exhausted quota, a file size limit, a read-only file system and a defective disk.
-_REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_WRITE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def resolve_output_path(path: Path | str) -> Path:
-    """Return the path of an output file or folder, with `~` expanded.
+    """Return the path of an output file or folder, with `~` expanded. Links are kept.
 
     Raises:
         InputError: The path is invalid on this system.
@@ -66,9 +67,9 @@ def explain_failed_write(error: BaseException, folder: Path) -> str | None:
         # A permission may also be missing for reading or downloading, so it counts only for paths below the folder.
         is_below = isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder)
         is_denied = error.errno in (errno.EACCES, errno.EPERM) and is_below
-        return error.strerror if is_denied or error.errno in _REFUSED_WRITES else None
-    if (refusal := _RUST_OS_ERROR.search(str(error))) and int(refusal[2]) in _REFUSED_WRITES:
-        return refusal[1]
+        return error.strerror if is_denied or error.errno in _WRITE_ERRNOS else None
+    if (match := _RUST_OS_ERROR.search(str(error))) and int(match[2]) in _WRITE_ERRNOS:
+        return match[1]
     # The zip writer of torch.save raises a RuntimeError without the reason.
     if isinstance(error, RuntimeError) and "inline_container.cc" in str(error):
         return "torch could not write a file: is the disk full?"
@@ -86,11 +87,12 @@ def validate_inputs_outside(folder: Path, reads: Iterable[Path], writes: Iterabl
     Raises:
         InputError: An input is inside. The message names the input.
     """
+    # A subfolder of the output may be a link to another folder.
     output_folders = {folder.resolve(), *((folder / name).parent.resolve() for name in writes)}
     for path in filter(Path.exists, reads):
-        # `named` differs from `real` if the input itself is a link.
-        real, named = path.resolve(), path.parent.resolve() / path.name
-        if output_folders & {real, *real.parents, *named.parents}:
+        # If the input is a link, neither the link nor its target may be inside.
+        target, location = path.resolve(), path.parent.resolve() / path.name
+        if output_folders & {target, *target.parents, *location.parents}:
             raise InputError(f"{path} is an input inside the output folder {folder}: choose another output folder")
 
 
@@ -105,6 +107,7 @@ def validate_no_links(folder: Path, names: Iterable[str]) -> None:
         InputError: A path is a link. The message names the link.
     """
     paths = [folder / name for name in names]
-    for path in sorted({folder, *paths}.union(*(path.parents for path in paths))):
+    paths_and_parents = {path for output in paths for path in (output, *output.parents)}
+    for path in sorted(paths_and_parents):
         if folder in path.parents and path.is_symlink():
             raise link_error(path)

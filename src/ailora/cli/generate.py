@@ -27,9 +27,9 @@ def generate(
     from ailora.recipes.inference.text_generator import TextGenerator
 
     generator = TextGenerator.load(adapter, base=base)
-    fields = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-    for number, text in enumerate(generator.generate(prompts, fields, chat=chat)):
-        if number:
+    generation_options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    for index, text in enumerate(generator.generate(prompts, generation_options, chat=chat)):
+        if index > 0:
             typer.echo("")
-        # Models can generate control characters, which a terminal would obey.
+        # Generated control characters could change the state of the terminal.
         typer.echo(escape_controls(text))

@@ -48,7 +48,7 @@ def adapt(
     The result is an ordinary `peft.PeftModel`. Before training, it computes bit for bit the outputs of the base model.
     Base weights never change, and `save_pretrained` writes a stock PEFT adapter for the base model. There are two
     exceptions. `form="residual"` changes the base weights; use `save_adapter` to write an adapter for the original
-    weights. `dora` in half precision rounds the outputs.
+    weights. With `dora` in half precision, the outputs before training differ from those of the base model by rounding.
 
     `print(ailora.get_plan(model))` shows the number of adapted projections for each role. The logger `ailora` reports
     the same.
@@ -62,7 +62,7 @@ def adapt(
         roles: The roles to adapt. None means the roles in the policy, or query and value if the policy names no role.
         role_names: `{regex: role}` for modules without a naming rule.
         modules: A regular expression to search for in module names. Only matching modules are adapted.
-        form: Form of the adapter: `anchored`, `stock` or `residual`.
+        form: Representation of the update during training: `anchored`, `stock` or `residual`; see `docs/concepts.md`.
         dropout: Dropout probability of the adapter's input, in [0, 1).
         rslora: Scale by alpha / sqrt(r) instead of alpha / r.
         dora: Also train magnitudes (DoRA). Not available in the residual form.
@@ -204,10 +204,15 @@ def _build_metadata(
     base: nn.Module,
     weights_from: Path | str | None,
 ) -> AdapterMetadata:
+    fingerprints = {module: weight.fingerprint() for module, weight in weights.items()}
+    # Numbers of singular values that the init has raised to a minimum.
+    floored = {
+        initial.planned.projection.name: int(initial.factors.floored) for initial in factors if initial.factors.floored
+    }
     return AdapterMetadata.from_plan(
         plan,
-        {module: weight.fingerprint() for module, weight in weights.items()},
-        floored={f.planned.projection.name: int(f.factors.floored) for f in factors if f.factors.floored},
+        fingerprints,
+        floored=floored,
         base_model=getattr(base, "name_or_path", None) or None,
         model_config=getattr(base, "config", None),
         weights_from=None if weights_from is None else str(weights_from),

@@ -22,25 +22,30 @@ def build_lora_config(plan: Plan, model: nn.Module, *, for_file: bool = True) ->
     Args:
         plan: Adapter settings of every projection.
         model: The base model; its module names limit how far `target_modules` can be shortened.
-        for_file: Whether the ranks are those of the saved factors, 2r with an anchor. Otherwise, they are the ranks r
-            of the plan.
+        for_file: Whether to use the ranks of the saved factors: 2r if the adapter has an anchor (frozen initial
+            factors), else r. Otherwise, the ranks are r for all adapters.
 
     Returns:
         The configuration.
     """
     options = plan.options
-    ranks = {module: sum(a.file_rank if for_file else a.rank for a in group) for module, group in plan.modules.items()}
+    # A fused module has an adapter for each role. Together, they are one LoRA module with the sum of their ranks.
+    ranks = {
+        module: sum(adapter.file_rank if for_file else adapter.rank for adapter in adapters)
+        for module, adapters in plan.modules.items()
+    }
+    # The alpha gives the planned scaling at the LoRA module's rank. The adapters of a module have equal scalings.
     alphas = {
-        module: group[0].scaling * (math.sqrt(ranks[module]) if options.rslora else ranks[module])
-        for module, group in plan.modules.items()
+        module: adapters[0].scaling * (math.sqrt(ranks[module]) if options.rslora else ranks[module])
+        for module, adapters in plan.modules.items()
     }
     default_rank, rank_pattern = _default_and_exceptions(ranks)
     default_alpha, alpha_pattern = _default_and_exceptions(alphas)
     return LoraConfig(
         r=default_rank,
-        lora_alpha=_whole(default_alpha),
+        lora_alpha=_int_if_integral(default_alpha),
         rank_pattern=rank_pattern,
-        alpha_pattern={name: _whole(alpha) for name, alpha in alpha_pattern.items()},
+        alpha_pattern={name: _int_if_integral(alpha) for name, alpha in alpha_pattern.items()},
         target_modules=_target_modules(ranks, model),
         lora_dropout=options.dropout,
         fan_in_fan_out=all(is_stored_transposed(base_layer(model, module)) for module in ranks),
@@ -53,32 +58,37 @@ def build_lora_config(plan: Plan, model: nn.Module, *, for_file: bool = True) ->
 
 def build_training_config(plan: Plan, model: nn.Module) -> LoraConfig:
     """Build the `LoraConfig` with which PEFT adapts the model for training."""
-    # Only the residual form trains factors of rank r. In the other forms, PEFT sees the factors of the file.
+    # In the residual form, PEFT's layers hold factors of rank r. In the other forms, they hold the factors of the file.
     return build_lora_config(plan, model, for_file=plan.form is not Form.RESIDUAL)
 
 
-def _whole(alpha: float) -> int:
+def _int_if_integral(alpha: float) -> int:
     """Convert an integral alpha to `int`, and return any other alpha unchanged."""
     # Some loaders accept only integers. PEFT declares `int`, but also computes with floats, which rsLoRA needs.
     return cast(int, int(alpha) if alpha == int(alpha) else alpha)
 
 
 def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str:
-    """Return the shortest `target_modules` for exactly the targets."""
+    """Return the shortest `target_modules` that match exactly the targets."""
     # An entry of a list matches the module with this full name, and modules whose names end with a dot and the entry.
     # PEFT reads a string as a regular expression for full names.
     modules = set(targets)
     names = [name for name, _ in model.named_modules()]
-    for candidates in (sorted({name.rpartition(".")[2] for name in modules}), sorted(modules)):
-        ends = tuple(f".{c}" for c in candidates)
-        if {name for name in names if name in candidates or name.endswith(ends)} == modules:
-            return candidates
-    # A list would also adapt any module whose name ends with the name of a target.
+    last_components = {name.rpartition(".")[2] for name in modules}
+    for entries in (sorted(last_components), sorted(modules)):
+        suffixes = tuple(f".{entry}" for entry in entries)
+        matches = {name for name in names if name in entries or name.endswith(suffixes)}
+        if matches == modules:
+            return entries
+    # Even a list of full names matches other modules, whose names end with a dot and a full name.
     return "|".join(sorted(_escape(name).replace(".", r"\.") for name in modules))
 
 
 def _escape(name: str) -> str:
-    """Escape operators in a module's name. Ordinary names stay the same, for loaders that do not expect a pattern."""
+    """Escape regular expression operators in a module's name, except dots.
+
+    Names without other operators stay unchanged, for loaders that do not expect a pattern.
+    """
     return "".join(f"\\{char}" if char in REGEX_OPERATORS else char for char in name)
 
 
@@ -96,7 +106,7 @@ def _default_and_exceptions(values: Mapping[str, Number]) -> tuple[Number, dict[
     for module, value in values.items():
         leaf = module.rpartition(".")[2]
         if value != default:
-            # PEFT matches a key with the end of a name. `^` limits the match to the full name.
+            # PEFT matches a key, a regular expression, against the end of a name. `^` requires the full name.
             key = _escape(leaf) if len(by_leaf[leaf]) == 1 else f"^{_escape(module)}"
             exceptions[key] = value
     return default, exceptions

@@ -1,4 +1,7 @@
-"""Residual form of the paper: the residual weight `W_res = W - s B0 A0` replaces every adapted weight."""
+"""Residual form of the paper: the residual weight `W_res = W - s B0 A0` replaces every adapted weight.
+
+The paper is AILoRA (arXiv 2510.08034). `A0` and `B0` are the initial factors of the adapter, and `s` is its scaling.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ class Residual:
 
 
 def compute_residuals(weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]) -> list[Residual]:
-    """Compute the residual of every weight with an anchored init. The model does not change.
+    """Compute the residual of every weight whose initial product `B0 A0` is not zero. The model does not change.
 
     Args:
         weights: Base weights by module.
@@ -50,8 +53,9 @@ def compute_residuals(weights: Mapping[str, BaseWeight], factors: Sequence[Initi
     residuals = []
     for weight, group in _by_weight(weights, factors):
         stored = weight.read()
-        # Ranks other than 0 have received their factors on the CPU.
-        residuals.append(Residual(weight, stored - product_on_rows([f.to(stored.device) for f in group], weight.shape)))
+        # Processes other than rank 0 have received their factors on the CPU.
+        on_device = [initial.to(stored.device) for initial in group]
+        residuals.append(Residual(weight, stored - product_on_rows(on_device, weight.shape)))
     return residuals
 
 
@@ -108,21 +112,24 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
             )
         settings = tuple((p.projection.rows, p.init, p.rank, p.scaling) for p in group)
         settings_by_weight.setdefault(weight.key, {})[module] = settings
-    for name, module in base.named_modules():
-        settings_by_module = settings_by_weight.get(weight_key(module), {})
-        first = next(iter(settings_by_module), None)
+    for name, layer in base.named_modules():
+        settings_by_module = settings_by_weight.get(weight_key(layer), {})
+        first_module = next(iter(settings_by_module), None)
+        if not first_module:
+            continue
         # PEFT renames an adapted layer to `base_layer`, inside a module with the original name.
-        if first and settings_by_module.get(name.removesuffix(".base_layer")) != settings_by_module[first]:
+        module = name.removesuffix(".base_layer")
+        if settings_by_module.get(module) != settings_by_module[first_module]:
             raise ModelError(
-                f"{name} shares the weight of {first}, which the residual form would change, but has no adapter with "
-                "equal initial factors: use form='anchored'"
+                f"{name} shares the weight of {first_module}, which the residual form would change, but has no adapter "
+                "with equal initial factors: use form='anchored'"
             )
 
 
 def _by_weight(
     weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]
 ) -> Iterable[tuple[BaseWeight, list[InitialFactors]]]:
-    """Group factors of anchored inits by base weight. Tied layers are in the same group."""
+    """Group initial factors with a nonzero product by base weight. Tied layers are in the same group."""
     groups: dict[int, tuple[BaseWeight, list[InitialFactors]]] = {}
     for initial in factors:
         if initial.planned.init.needs_anchor:

@@ -16,8 +16,9 @@ from ailora.formatting import format_number
 
 #: Okabe and Ito's palette for colour-blind readers. It is ordered so that the first colours also differ in grey.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
-#: Dashes, with Plotly's names. There are fewer dashes than colours, so two styles with the same colour differ in dash.
+#: Dashes, with Plotly's names. As there are 6 dashes and 8 colours, the first 24 styles differ in dash or colour.
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+#: Markers, with Plotly's names.
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "star", "cross")
 #: Hatches of bars. They distinguish bars in grey.
 HATCHES = ("", "/", "x", ".", "\\", "-", "|", "+")
@@ -77,7 +78,7 @@ class Series:
 
     @property
     def repeats_colour(self) -> bool:
-        """Whether a lower style has the same colour and marker."""
+        """Whether a style with a smaller index has the same colour and marker."""
         return self.style >= len(COLOURS)
 
     def has_interval(self, i: int) -> bool:
@@ -92,7 +93,8 @@ class Series:
 
         A line has a band along each run. A run of a single point has no band, and gets a whisker instead.
         """
-        return [list(run) for has_interval, run in groupby(range(len(self.x)), self.has_interval) if has_interval]
+        runs = groupby(range(len(self.x)), key=self.has_interval)
+        return [list(indices) for has_interval, indices in runs if has_interval]
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,7 @@ class ForestPlot:
             ends += [end for end in (row.value, row.low, row.high, -margin, margin) if end is not None]
         finite = [end for end in ends if math.isfinite(end)]
         low, high = min(finite), max(finite)
+        # If all ends are 0, the axis is from -1 to 1.
         space = 0.06 * (high - low) or 1.0
         return low - space, high + space
 

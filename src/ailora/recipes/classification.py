@@ -48,7 +48,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     @cached_property
     def labels(self) -> Labels:
-        """Labels of all training rows; for a finished run, the labels in its result."""
+        """Classes in all training rows; for a finished run, the classes in its result."""
         if self.result is not None:
             return Labels.from_result(self.result["labels"])
         # Use all rows, because a sample may lack a rare class that other splits contain.
@@ -57,7 +57,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     @cached_property
     def encoded_labels(self) -> dict[str, list[int | float]]:
-        """Encoded labels of each split."""
+        """Labels of each split, as class ids, or as numbers for regression."""
         return {split: examples.encode_labels(self.labels) for split, examples in self.examples.items()}
 
     @cached_property
@@ -70,6 +70,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     def read_files(self) -> None:
         if self.config.data.dataset is None:
+            # Encoding the labels reads all rows and validates their labels.
             _ = self.encoded_labels
 
     @property
@@ -153,7 +154,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         except InputError as error:
             if columns is None:
                 raise
-            # Without the other columns, the text columns keep their order in the file, which `data.text` may change.
+            # Keep the order of `data.columns`, as in the data files. `data.text` may have another order.
             text_columns = [name for name in columns if name in texts]
             try:
                 return read_tables(input_file, text_columns, named=texts)
