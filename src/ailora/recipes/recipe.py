@@ -46,7 +46,7 @@ class Evaluation:
 
 
 class Recipe(ABC, Generic[ConfigT_co]):
-    """Recipe of a run; data and tokenizer are read on first use.
+    """Data, model, trainer and evaluation of a run, for one kind of task. Data and tokenizer are read on first use.
 
     Args:
         config: Configuration of the run.
@@ -121,7 +121,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """
 
     def pack(self, dataset: Dataset) -> Dataset:
-        """Return the rows of an epoch: the tokenized rows themselves, unless the recipe packs them."""
+        """Return the rows of an epoch: the tokenized rows, unless the recipe packs several rows into one."""
         return dataset
 
     @property
@@ -161,7 +161,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
             return self.make_trainer(model, arguments).get_train_dataloader()
 
     def before_training(self, model: Model) -> None:
-        """Measure the adapted model before training, for comparisons with the trained model."""
+        """Measure the adapted model before training, for comparisons with the trained model. By default, do nothing."""
 
     @abstractmethod
     def evaluate(self, trainer: Trainer) -> Evaluation:

@@ -27,7 +27,7 @@ class Paragraphs:
     Attributes:
         sentences: The sentences, in order.
         listed: Whether the sentences are items of a list, and not paragraphs.
-        collapsed: Heading of a list that is closed at first; empty for an open list.
+        collapsed: Heading of a list whose items are hidden until the reader opens it; empty if they are shown at once.
     """
 
     sentences: tuple[str, ...]
@@ -74,7 +74,7 @@ class ReportTable:
         rows: Rows of cells, a string for each column.
         notes: Sentences below the table.
         wrapped: Whether long cells are wrapped into lines.
-        collapsed: Whether the table is closed at first.
+        collapsed: Whether the table is hidden until the reader opens it.
     """
 
     title: str
@@ -88,10 +88,10 @@ class ReportTable:
     @property
     def numeric(self) -> tuple[bool, ...]:
         """Whether each column holds numbers, and is sorted by them."""
-        columns = (
+        cells_by_column = (
             [row[i] for row in self.rows if row[i] not in _WORDS_AMONG_NUMBERS] for i in range(len(self.columns))
         )
-        return tuple(bool(cells) and all(map(_NUMBER.match, cells)) for cells in columns)
+        return tuple(bool(cells) and all(map(_NUMBER.match, cells)) for cells in cells_by_column)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Page:
     Attributes:
         title: Title in the browser's tab.
         chapters: The chapters, in order.
-        problems: Arguments that are not shown, each with the reason.
+        problems: Messages on runs, studies and analyses that cannot be shown.
         provenance: Version of this library, and the time of writing.
     """
 
@@ -147,10 +147,11 @@ class Page:
     @property
     def charts(self) -> Iterator[Chart]:
         """All charts, in the order of the page."""
-        sections = (section for chapter in self.chapters for section in chapter.sections)
-        for block in (block for section in sections for block in section.blocks):
-            if isinstance(block, Charts):
-                yield from block.charts
+        for chapter in self.chapters:
+            for chapter_section in chapter.sections:
+                for block in chapter_section.blocks:
+                    if isinstance(block, Charts):
+                        yield from block.charts
 
 
 def section(title: str, *blocks: Block | None) -> ChapterSection | None:

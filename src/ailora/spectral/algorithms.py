@@ -1,9 +1,10 @@
 """Methods of `truncated_svd`. Each computes the triplets of a band, uncertified, or raises NotConvergedError.
 
-Every method takes a weight (..., out, in) in float32 or float64, and returns at least `rank` triplets in float32 or
-float64. The requested triplets are the first for the principal band and the last for the minor band. Further triplets
-give the gap between the band and the next singular value. `docs/numerics.md` explains when each method is chosen, how
-much it costs, and which other methods were rejected.
+Every method takes a weight (..., out, in) in float32 or float64, and returns at least `rank` triplets (u, s, v) in
+float32 or float64, with singular values in descending order. The requested triplets are the first for the principal
+band (largest singular values) and the last for the minor band (smallest). Further triplets give the gap between the
+band and the next singular value. `truncated_svd` certifies the result. `docs/numerics.md` explains when each method is
+chosen, how much it costs, and which other methods were rejected.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor
 from ailora.spectral.lanczos import LinearMap, NotConvergedError, leading_triplets, orthonormalize
 from ailora.spectral.singular_triplets import Band, Triplets
 
-#: Error of the subspaces at which an iteration stops. For comparison, LAPACK's float32 SVD has an error of about 1e-5
-#: on trained weights.
+#: Error of the subspaces (sine of the largest angle) at which an iteration stops. For comparison, LAPACK's float32 SVD
+#: has an error of about 1e-5 on trained weights.
 TOLERANCE = 1e-6
 #: Error of the subspaces at which refinements stop. Each refinement reduces the error about fourfold.
 _REFINED_TOLERANCE = 2e-5
@@ -48,22 +49,23 @@ def gram(weight: Weight, rank: int, band: Band) -> Triplets:
     # below the rounding errors of a float32 weight. With a float32 Gram matrix, the smallest singular value would be
     # off by 5 %.
     weight64 = weight.double()
-    small = weight64.shape[-2]
-    count = min(rank + 1, small)
-    first = 0 if band is Band.MINOR else small - count
-    basis = _eigenvectors(weight64 @ weight64.mT, first, count)
+    size = weight64.shape[-2]
+    # One more eigenvector than requested gives the gap between the band and the next singular value.
+    count = min(rank + 1, size)
+    first_index = 0 if band is Band.MINOR else size - count
+    basis = _eigenvectors(weight64 @ weight64.mT, first_index, count)
     P, S, Qh = torch.linalg.svd(basis.mT @ weight64, full_matrices=False)
     return Triplets(basis @ P, S, Qh)
 
 
-def _eigenvectors(symmetric: Tensor, first: int, count: int) -> Tensor:
-    """Return `count` eigenvectors (..., n, count) in ascending order of eigenvalues, starting at index `first`."""
+def _eigenvectors(symmetric: Tensor, first_index: int, count: int) -> Tensor:
+    """Return `count` eigenvectors (..., n, count) in ascending order of eigenvalues, starting at `first_index`."""
     if symmetric.is_cuda:
-        return torch.linalg.eigh(symmetric)[1][..., first : first + count]
+        return torch.linalg.eigh(symmetric)[1][..., first_index : first_index + count]
     # LAPACK's dsyevr, called by scipy, computes only the requested eigenvectors. torch computes all, which takes 2.5
     # times as long for n = 1024.
     matrices = symmetric.reshape(-1, *symmetric.shape[-2:]).numpy()
-    indices = [first, first + count - 1]
+    indices = [first_index, first_index + count - 1]
     vectors = [scipy.linalg.eigh(matrix, subset_by_index=indices, check_finite=False)[1] for matrix in matrices]
     return torch.stack([torch.from_numpy(columns) for columns in vectors]).reshape(*symmetric.shape[:-1], count)
 
@@ -117,7 +119,7 @@ class _LUFactorization:
 
 
 def _factorize(weight: Tensor) -> _LUFactorization:
-    """Factorize a weight, and raise pivots that are below the level of rounding errors.
+    """Factorize a weight, and increase pivots that are below the level of rounding errors.
 
     Raises:
         NotConvergedError: The weight is zero.
@@ -127,8 +129,8 @@ def _factorize(weight: Tensor) -> _LUFactorization:
     min_pivot = torch.finfo(LU.dtype).eps * diagonal.abs().amax(dim=-1, keepdim=True)
     if (min_pivot == 0).any():
         raise NotConvergedError("a zero matrix has no factorization")
-    # The minor vectors of a singular weight are its null vectors. With raised pivots, the inverse exists and is largest
-    # in the directions of these vectors.
+    # The minor vectors of a singular weight are its null vectors. With increased pivots, the inverse exists and is
+    # largest in the directions of these vectors.
     diagonal.copy_(torch.where(diagonal.abs() < min_pivot, torch.copysign(min_pivot, diagonal), diagonal))
     return _LUFactorization(LU, pivots)
 
@@ -175,11 +177,12 @@ def _refine(weight: Tensor, rank: int, factorization: _LUFactorization, *, right
     left_space, right_space, S = _pair(left_space, right_space)
     errors: list[float] = []
     for _ in range(_MAX_REFINEMENTS):
-        scaled = S[..., None, :]
+        values = S[..., None, :]
         # The solution equals the change by a step of inverse iteration, and so measures the error of the subspace. The
-        # residual divided by the gap would overstate the error by the condition number: six rounds instead of two.
-        right_correction = factorization.solve(right_space.images - left_space.vectors * scaled)
-        left_correction = factorization.solve_adjoint(left_space.images - right_space.vectors * scaled)
+        # residual divided by the gap would overstate the error by the condition number, and take six rounds instead of
+        # two.
+        right_correction = factorization.solve(right_space.images - left_space.vectors * values)
+        left_correction = factorization.solve_adjoint(left_space.images - right_space.vectors * values)
         errors.append(max(right_space.distance(right_correction, rank), left_space.distance(left_correction, rank)))
         right_space = right_space.extend(right_correction, lambda X: weight64 @ X)
         left_space = left_space.extend(left_correction, lambda Y: _adjoint_product(weight64, Y))

@@ -52,18 +52,20 @@ def cached_svd(weight: Float[Tensor, "*batch out in_"], rank: int, band: Band | 
         band: `principal` (largest singular values) or `minor` (smallest).
 
     Returns:
-        Certified triplets on the weight's device. The certificate's `gap` is None if they were truncated.
+        Certified triplets on the weight's device. The certificate's `gap` is None if they were truncated from a larger
+        rank step.
 
     Raises:
         InputError: The band is unknown, the rank is out of range, the weight is not a finite floating-point matrix, or
             no method is accurate enough.
     """
     validate_decomposable(weight)
-    band, small = parse_band(band), min(weight.shape[-2:])
-    if not 1 <= rank <= small:
+    band = parse_band(band)
+    max_rank = min(weight.shape[-2:])
+    if not 1 <= rank <= max_rank:
         return truncated_svd(weight, rank, band)  # raises InputError
-    step = next((step for step in _RANK_STEPS if rank <= step <= small), small)
-    if weight.ndim > 2 or small < _MIN_CACHED_SIDE or not _enabled.get():
+    step = next((step for step in _RANK_STEPS if rank <= step <= max_rank), max_rank)
+    if weight.ndim > 2 or max_rank < _MIN_CACHED_SIDE or not _enabled.get():
         return _truncate(truncated_svd(weight, step, band), rank, band)
     cache = SpectralCache()
     key = _compute_key(weight, step, band)
@@ -178,11 +180,12 @@ class SpectralCache:
 
 
 def _truncate(triplets: Triplets, rank: int, band: Band) -> Triplets:
-    """Return the `rank` outermost triplets of a band. The certificate of all triplets also holds for these."""
+    """Return the `rank` triplets with the most extreme values: the first of a principal, the last of a minor band."""
     count = triplets.S.shape[-1]
     if rank == count:
         return triplets
     in_band = slice(0, rank) if band is Band.PRINCIPAL else slice(count - rank, count)
+    # The certificate of all triplets also holds for these, except for the gap, which follows the larger band.
     certificate = triplets.certificate and replace(triplets.certificate, gap=None)
     return Triplets(
         triplets.U[..., in_band].contiguous(),

@@ -1,4 +1,7 @@
-"""Looks of a study: the seeds needed by each condition, and the verdicts at the latest look."""
+"""Looks of a study: the seeds needed by each condition, and the verdicts at the latest look.
+
+A look is a planned number of seeds at which the study is judged: an interim analysis of a group sequential test.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Generic, TypeVar
 from ailora.studies.sequential_tests import LookSchedule
 from ailora.studies.verdicts import Judgement, PairedScores, judge
 
+#: Type of a condition: a method on a task at a setting of the grid.
 K = TypeVar("K", bound=Hashable)
 
 
@@ -47,8 +51,8 @@ class PlannedComparison(Generic[K]):
         margin = self.margin
         if margin is not None and self.margin_is_share:
             # Later looks must not move the margin.
-            first_scores = [score for seed in seeds[:first_look] if math.isfinite(score := baseline[seed])]
-            margin = margin * abs(math.fsum(first_scores) / len(first_scores)) if first_scores else None
+            baseline_scores = [score for seed in seeds[:first_look] if math.isfinite(score := baseline[seed])]
+            margin = margin * abs(math.fsum(baseline_scores) / len(baseline_scores)) if baseline_scores else None
         # A margin of 0, as a share of a mean of 0, becomes None: equivalence is then not judged.
         return PairedScores.from_scores(
             scores, baseline, seeds, margin=margin or None, larger_is_better=self.larger_is_better
@@ -93,8 +97,9 @@ def plan_looks(
         The required seeds, and the judgements.
     """
     n_seeds = dict.fromkeys(scores, schedule.counts[0])
+    # Condition of a method -> conditions of the method and of the baseline.
     sides = {key: (key, comparison.baseline) for key, comparison in comparisons.items()}
-    # A comparison without any score is left out of the family: correcting for it would only cost power.
+    # A comparison is left out if every rate of its method or baseline failed: correcting for it would only cost power.
     active = [key for key in comparisons if all(scores[side] != {} for side in sides[key])]
     pairs: dict[K, PairedScores] = {}
     state = LookState(n_seeds)

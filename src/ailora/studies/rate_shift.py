@@ -82,10 +82,10 @@ def fit_rate_shift(method: Mapping[int, Curve], baseline: Mapping[int, Curve], *
     """
     method, baseline = _finite(method), _finite(baseline)
     n_shared = {seed: len(method[seed].keys() & baseline[seed].keys()) for seed in method.keys() & baseline.keys()}
-    seeds = tuple(sorted(seed for seed, number in n_shared.items() if number >= MIN_SHARED_RATES))
+    seeds = tuple(sorted(seed for seed, count in n_shared.items() if count >= MIN_SHARED_RATES))
     if not seeds:
-        most = max(n_shared.values(), default=0)
-        return RateShift(None, reason=f"{most} shared rates with one seed, of {MIN_SHARED_RATES} needed")
+        max_shared = max(n_shared.values(), default=0)
+        return RateShift(None, reason=f"{max_shared} shared rates with one seed, of {MIN_SHARED_RATES} needed")
     for name, curves in (("method", method), ("baseline", baseline)):
         if np.mean([np.ptp([*curves[seed].values()]) for seed in seeds]) <= tolerance + _ROUNDING:
             return RateShift(None, seeds=seeds, reason=f"the {name}'s curve is flat, within {tolerance:g}")
@@ -122,8 +122,8 @@ class _ShiftFit:
         """Compute the squared differences of each seed's pair of curves, the method's and the baseline's."""
         rates = [rate for pair in pairs for curve in pair for rate in curve]
         # There is an extra step at each end, because `is_limit` reads both neighbours of a shift.
-        most = math.ceil(math.log10(max(rates) / min(rates)) * _STEPS_PER_DECADE) + 1
-        shifts = np.arange(-most, most + 1) / _STEPS_PER_DECADE
+        max_steps = math.ceil(math.log10(max(rates) / min(rates)) * _STEPS_PER_DECADE) + 1
+        shifts = np.arange(-max_steps, max_steps + 1) / _STEPS_PER_DECADE
         by_seed = [_squared_differences(_points(method), _points(base), shifts) for method, base in pairs]
         return cls(shifts, np.array([squares for squares, _ in by_seed]), np.array([counts for _, counts in by_seed]))
 
@@ -137,13 +137,16 @@ class _ShiftFit:
         return self.squares[seeds].sum(0) / np.maximum(self.counts[seeds].sum(0), 1)
 
     def best_index(self, seeds: NDArray[np.bool_]) -> int | None:
-        """Find the best shift for the selected seeds; ties go to the smallest. None without enough overlap."""
+        """Return the index of the best shift for the selected seeds, or None if no shift has enough overlap.
+
+        Of several equally good shifts, the smallest in absolute value counts.
+        """
         means = self.mean_squares(seeds)
-        least = means.min()
-        if not math.isfinite(least):
+        min_mean = means.min()
+        if not math.isfinite(min_mean):
             return None
-        equal = np.flatnonzero(means <= least + _ROUNDING**2)
-        return int(equal[np.argmin(np.abs(self.shifts[equal]))])
+        best_indices = np.flatnonzero(means <= min_mean + _ROUNDING**2)
+        return int(best_indices[np.argmin(np.abs(self.shifts[best_indices]))])
 
     def is_limit(self, index: int) -> bool:
         """Return whether a neighbouring shift leaves too little overlap, so that a larger shift might fit better."""
@@ -155,7 +158,15 @@ class _ShiftFit:
         return math.sqrt(mean) if math.isfinite(mean) else None
 
     def interval(self, best: int) -> tuple[float, float] | tuple[None, None]:
-        """Compute the 95 % jackknife interval of the factor over seeds, around the best shift."""
+        """Compute the 95 % jackknife interval of the factor over seeds.
+
+        Args:
+            best: Index of the best shift for all seeds.
+
+        Returns:
+            Ends of the interval; both None for a single seed, or if the curves without one of the seeds do not identify
+            a factor.
+        """
         n = len(self.squares)
         if n < 2:
             return None, None
@@ -165,8 +176,9 @@ class _ShiftFit:
             return None, None
         shifts = self.shifts[[index for index in leave_one_out if index is not None]]
         standard_error = math.sqrt((n - 1) / n * float(np.sum((shifts - shifts.mean()) ** 2)))
-        half, center = float(stats.t.ppf(0.975, n - 1)) * standard_error, float(self.shifts[best])
-        return 10 ** (center - half), 10 ** (center + half)
+        half_width = float(stats.t.ppf(0.975, n - 1)) * standard_error
+        center = float(self.shifts[best])
+        return 10 ** (center - half_width), 10 ** (center + half_width)
 
 
 def _finite(curves: Mapping[int, Curve]) -> dict[int, dict[float, float]]:
@@ -211,8 +223,9 @@ def _sums_at_rates(
     Returns:
         Sums, numbers of rates, and whether the overlap has enough of the curve's range of scores, each (shifts,).
     """
-    (x, scores), ends = curve, np.stack(overlap)
-    # `inside` and `differences` have the shape (shifts, rates), `at_ends` has (2, shifts).
+    x, scores = curve
+    ends = np.stack(overlap)
+    # `inside` and `differences` have the shape (shifts, rates), `ends` and `at_ends` have (2, shifts).
     inside = (x >= ends[0][:, None] - _ROUNDING) & (x <= ends[1][:, None] + _ROUNDING)
     differences = np.where(inside, scores - np.interp(x + shifts[:, None], *other), 0.0)
     at_ends = np.interp(ends, x, scores)

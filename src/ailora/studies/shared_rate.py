@@ -32,9 +32,9 @@ class Position(StrEnum):
         Args:
             mean: The mean difference; NaN counts as level.
             larger_is_better: Whether larger scores are better.
-            point: Size of a point in the metric's unit, from `metric_point`.
+            point: Size of a percentage point in the metric's unit, from `metric_point`.
         """
-        # Published tables show tenths of a point: below half a tenth, two methods have the same entry.
+        # Published tables show tenths of a percentage point: a difference below half a tenth would not be visible.
         if not abs(mean) >= point / 20:
             return cls.LEVEL
         return cls.AHEAD if (mean > 0) is larger_is_better else cls.BEHIND
@@ -47,7 +47,7 @@ class SharedRates:
     Attributes:
         differences: Rate -> difference of the scores on the reported split, paired by seed, rates ascending.
         positions: Rate -> position of the method by its difference there.
-        at_best: Position of the method when both run at their best rates; None without a seed in common there.
+        at_best: Position of the method when both run at their best rates; None if these runs have no seed in common.
         shift: Factor of the rate that turns the baseline's validation curve into the method's.
     """
 
@@ -58,7 +58,7 @@ class SharedRates:
 
     @property
     def misleads(self) -> bool:
-        """Whether any shared rate is misleading, see `misleads_at`."""
+        """Whether a comparison at any shared rate misleads, see `misleads_at`."""
         return any(self.misleads_at(rate) for rate in self.positions)
 
     def misleads_at(self, rate: float) -> bool:

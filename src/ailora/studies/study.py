@@ -52,18 +52,19 @@ def create_or_load_study(config: StudyConfig, *, retry_refused: bool = False) ->
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     with writing(output), filelock.FileLock(output / ".study.lock"):
-        plain = config.model_dump(by_alias=True)
+        plain_config = config.model_dump(by_alias=True)
         storage = TrialStorage.load_or_none(config.storage, config.name)
         if storage is None:
             validate_inputs(_label_configs(design))
-            storage = TrialStorage.create(config.storage, config.name, plain)
+            storage = TrialStorage.create(config.storage, config.name, plain_config)
         else:
             validate_same_study(config, storage)
             validate_same_output(config, storage)
             validate_same_paths(design.keys, storage)
             validate_no_comparison_removed(design.keys, storage)
             validate_machine(storage, design, retry_refused=retry_refused)
-            storage.update_config(plain)
+            storage.update_config(plain_config)
+        # Workers and reports resolve relative paths of data and model in this folder.
         storage.save_folder(Path.cwd())
         storage.save_trial_keys(design.keys.to_text(config))
         if retry_refused:
@@ -149,16 +150,17 @@ def validate_machine(storage: TrialStorage, design: StudyDesign, *, retry_refuse
         InputError: Trials remain, and a model is missing, or data files are missing or invalid.
     """
     trials = design.keys.matching_trials(storage.trials())
-    ended = {trial.key for trial in trials if trial.ended and not (retry_refused and trial.refused)}
-    if not ended.issuperset(map(design.keys.key, design.required_trials(trials))):
+    ended_keys = {trial.key for trial in trials if trial.ended and not (retry_refused and trial.refused)}
+    required_keys = {design.keys.key(spec) for spec in design.required_trials(trials)}
+    if not required_keys <= ended_keys:
         validate_inputs(_label_configs(design))
 
 
 def validate_inputs(configs: Iterable[tuple[str, RunConfig]]) -> None:
-    """Read the data files and the tokenizer of each configuration; those of several configurations are read once.
+    """Read the data files and the tokenizer of each configuration; inputs of several configurations are read once.
 
     Args:
-        configs: Label for messages and configuration.
+        configs: Pairs of a label for messages, which may be empty, and a configuration.
 
     Raises:
         InputError: A model is missing, or data files are missing or invalid. Without this check, all trials would fail.

@@ -29,6 +29,7 @@ from ailora.studies.storage_url import sqlite_url
 
 Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**32)]
+#: A percentage, such as `1%`.
 Share = Annotated[str, pydantic.Field(strict=True, pattern=r"^\d+(\.\d+)? ?%$")]
 #: Limits for a method's initial rates and a range's decades. They catch slips such as a wrong exponent.
 _MAX_RATES = 1_000
@@ -188,7 +189,7 @@ def load_study_config(
     """Read, complete and validate a study file.
 
     Args:
-        source: YAML file, or its content.
+        source: YAML file, or its content as a mapping.
         overrides: `dotted.key=value` with a YAML value; a key such as `base.training.seed` changes the base.
         scale: Name of an entry of `scales:`. The keys of the entry replace those of the file.
 
@@ -246,12 +247,12 @@ def _read_base(raw: dict[str, Any], folder: Path) -> None:
 
 
 def _validate_seeds(config: StudyConfig) -> None:
-    """Check seeds for duplicates, and sequential seeds for a valid plan of looks."""
+    """Validate that seeds are unique. For sequential seeds, validate the range, and that there are no extra seeds."""
     if isinstance(config.seeds, SequentialSeeds):
         if config.seeds.from_ >= config.seeds.to:
             raise InputError(f"seeds: to must be above from, got from {config.seeds.from_} to {config.seeds.to}")
         if config.extra_seeds:
-            raise InputError("extra_seeds cannot be given with seeds that run until decided: the looks are planned")
+            raise InputError("extra_seeds cannot be given with seeds that run until decided, which determine all seeds")
         return
     seeds = [*config.seeds, *config.extra_seeds]
     if repeated := [seed for seed, count in Counter(seeds).items() if count > 1]:

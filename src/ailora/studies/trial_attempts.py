@@ -47,7 +47,7 @@ def group_attempts(frozen_trials: Iterable[FrozenTrial]) -> dict[str, list[Froze
 
 
 def is_lost(frozen: FrozenTrial) -> bool:
-    """Return whether an attempt ended without result and error: its worker died or was asked to stop."""
+    """Return whether an attempt failed without an error of the run: its worker died or was asked to stop."""
     return frozen.state is TrialState.FAIL and ERROR not in frozen.user_attrs
 
 
@@ -78,8 +78,10 @@ def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
     frozen = find_counted_attempt(attempts)
     attributes = frozen.user_attrs
     status, error = Status[frozen.state.name], attributes.get(ERROR)
+    # Starts that a user interrupted, or that failed by invalid input, do not use up the retries.
     n_starts = sum(
-        a.datetime_start is not None and INTERRUPTED not in a.user_attrs and not is_refused(a) for a in attempts
+        attempt.datetime_start is not None and INTERRUPTED not in attempt.user_attrs and not is_refused(attempt)
+        for attempt in attempts
     )
     if is_lost(frozen):
         exhausted = n_starts > retries

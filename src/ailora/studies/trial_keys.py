@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 #: Maximum length of a stored text: a column of MySQL holds 65,535 bytes.
 _MAX_STORED_CHARS = 60_000
-#: Maximum size of the stored JSON after decompression; `to_text` does not write larger JSON.
+#: Maximum size of the stored JSON after decompression. zlib compresses at most by a factor of 1,032, so a text from
+#: `to_text` is never larger.
 _MAX_JSON_BYTES = 2**26
 _NO_CONDITION = Condition("", "")
 
@@ -122,10 +123,13 @@ class TrialKeys:
         return self._conditions_by_key[without_condition]
 
     def with_paths_of(self, recorded: Mapping[Condition, dict[str, Any]]) -> TrialKeys:
-        """Return keys with the paths of recorded identities, where nothing else differs.
+        """Return keys with the identities of the last `study run`, for conditions that differ in paths only.
 
         Args:
             recorded: Condition -> plain data of its run configuration, from `read_identities`.
+
+        Returns:
+            Keys that match the trials in the storage even if the paths have changed since.
         """
         identities = dict(self.identities)
         for condition in identities.keys() & recorded.keys():
@@ -176,8 +180,10 @@ def trial_identity(config: RunConfig) -> dict[str, Any]:
     """
     # The output folder does not influence the result of a run.
     identity = config.model_copy(update={"output": ""}).model_dump()
+    # A removed field.
     if "rank" in identity["adapter"]:
         identity["adapter"]["layer_replication"] = None
+    # A new field.
     if identity["on_nonfinite"] == "stop":
         del identity["on_nonfinite"]
     return identity
@@ -210,11 +216,12 @@ def find_moved_paths(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -
 
 
 def is_same_identity(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> bool:
-    """Return whether an identity equals one from the storage, which `read_identities` has read."""
+    """Return whether an identity equals an identity from `read_identities`."""
     return not _find_differences(identity, recorded)
 
 
 def _find_differences(identity: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
+    """Return dotted key -> stored and present value, for all keys whose values differ."""
     # The storage holds lists instead of tuples, and strings instead of other objects.
     present = flatten(json.loads(json.dumps(identity, default=str)))
     stored = flatten(recorded)

@@ -23,7 +23,7 @@ class RungPlan:
     Attributes:
         steps: Last step of each rung, ascending; the last rung ends with the run.
         counts: Number of candidates that train to the end of each rung.
-        overhead_runs: Cost of starting a process, in complete runs.
+        overhead_runs: Cost of starting a candidate's process on a rung, in complete runs.
     """
 
     steps: tuple[int, ...]
@@ -32,11 +32,11 @@ class RungPlan:
 
     @property
     def cost_runs(self) -> float:
-        """Cost in complete runs. A part of a run costs its share of the steps; evaluations are included."""
+        """Cost in complete runs. A part of a run costs its share of the steps, which includes its evaluations."""
         total = self.steps[-1]
-        parts = [stop - start for start, stop in pairwise((0, *self.steps))]
-        pairs = zip(self.counts, parts, strict=True)
-        return sum(count * (part / total + self.overhead_runs) for count, part in pairs)
+        rung_lengths = [stop - start for start, stop in pairwise((0, *self.steps))]
+        pairs = zip(self.counts, rung_lengths, strict=True)
+        return sum(count * (length / total + self.overhead_runs) for count, length in pairs)
 
     @classmethod
     def within(
@@ -48,7 +48,7 @@ class RungPlan:
             evaluation_steps: Steps after which a run evaluates, ascending; the last is the run's last step.
             budget_runs: Budget in complete runs.
             max_candidates: Upper limit for the number of candidates.
-            overhead_runs: Cost of starting a process, in complete runs.
+            overhead_runs: Cost of starting a candidate's process on a rung, in complete runs.
 
         Returns:
             The plan, with at least one candidate.
@@ -91,11 +91,12 @@ def rung_steps(evaluation_steps: Sequence[int]) -> tuple[int, ...]:
         The last step of each rung, ascending.
     """
     total = evaluation_steps[-1]
-    targets = [total / REDUCTION**number for number in range(_MAX_RUNGS)]
+    targets = [total / REDUCTION**n_reductions for n_reductions in range(_MAX_RUNGS)]
     # A set, because an evaluation may be the nearest to several targets.
     nearest_steps = {min(evaluation_steps, key=lambda step, t=target: abs(step - t)) for target in targets}
     return tuple(sorted(nearest_steps))
 
 
-def _counts(candidates: int, rungs: int) -> tuple[int, ...]:
-    return tuple(max(1, candidates // REDUCTION**number) for number in range(rungs))
+def _counts(n_candidates: int, n_rungs: int) -> tuple[int, ...]:
+    """Return the number of candidates on each rung."""
+    return tuple(max(1, n_candidates // REDUCTION**rung) for rung in range(n_rungs))

@@ -35,7 +35,7 @@ class SearchSpace:
     Attributes:
         run: Configuration of the run.
         configs: Condition -> configuration of its runs, without the learning rate.
-        goal: Score on the validation split by which candidates are compared.
+        goal: Name of the score on the validation split by which candidates are compared.
 
     Raises:
         InputError: A condition cannot be trained.
@@ -95,7 +95,7 @@ class SearchSpace:
         condition = Condition.from_values(ONLY_TASK, policy, {ROLES: roles, RANK: rank})
         try:
             config = self._load(policy, rank, self._expand(roles))
-            # The rank is scaled, so that each set of roles trains as many parameters as the first set.
+            # Scale the rank, so that each set of roles trains about as many parameters as the first set.
             first_roles = self._expand(self.run.tune.roles[0])
             return condition, match_trainable_parameters(config, self._load(policy, rank, first_roles))
         except AiloraError as error:
@@ -121,7 +121,8 @@ def _parse_rates(rates: TuneRates) -> RateSpan | RateValues:
         return RateValues(tuple(sorted(rates.values)))
     assert rates.from_ is not None
     assert rates.to is not None
-    return RateSpan(math.sqrt(rates.from_ * rates.to), math.log10(rates.to / rates.from_) / 2)
+    center = math.sqrt(rates.from_ * rates.to)
+    return RateSpan(center, decades=math.log10(rates.to / rates.from_) / 2)
 
 
 def describe_roles(roles: str | list[str]) -> str:

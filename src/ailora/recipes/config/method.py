@@ -11,16 +11,17 @@ from ailora.errors import InputError, unknown_name
 from ailora.inits import PRESETS, Kaiming, Policy, parse_policy
 
 _FULL = "full"
-_PEFT = "peft:"
-#: PEFT's inits that subtract the initial `s B0 A0` from the base weights.
+_PEFT_PREFIX = "peft:"
+#: PEFT's inits that subtract the product of scaling and initial factors, `s B0 A0`, from the base weights.
 _OVERWRITING_INITS = ("pissa", "olora", "lora_ga", "corda")
 _PEFT_INITS = ("lora", "gaussian", "orthogonal", "mica", "eva", *_OVERWRITING_INITS)
+#: PiSSA by randomized SVD, with the number of iterations in the name.
 _PISSA_NITER = re.compile(r"pissa_niter_[1-9]\d*")
 
 
 @dataclass(frozen=True)
 class AiloraPolicy:
-    """Training of the factors that a policy of ailora initializes: a preset, or a mapping from role to init.
+    """Training of low-rank factors, initialized by a policy of ailora: a preset, or a mapping from role to init.
 
     Attributes:
         policy: Init of each role.
@@ -43,11 +44,12 @@ class PeftInit:
     name: str
 
     def __str__(self) -> str:
-        return _PEFT + self.name
+        return _PEFT_PREFIX + self.name
 
     @property
     def policy(self) -> Policy:
-        """Policy for the plan only, with the default roles query and value; PEFT computes the factors."""
+        """Policy for planning ranks and scalings, by default for query and value. PEFT computes the factors instead."""
+        # `Kaiming` is a placeholder without an anchor.
         return Policy(str(self), default=Kaiming())
 
     @property
@@ -104,7 +106,7 @@ def parse_method(policy: str | Mapping[str, Any]) -> Method:
         return AiloraPolicy(parse_policy(policy))
     if policy == _FULL:
         return FullFineTuning()
-    if policy.startswith(_PEFT):
+    if policy.startswith(_PEFT_PREFIX):
         return _parse_peft_init(policy)
     if ":" in policy:
         return _parse_function(policy)
@@ -114,14 +116,14 @@ def parse_method(policy: str | Mapping[str, Any]) -> Method:
 
 
 def _parse_peft_init(policy: str) -> PeftInit:
-    name = policy.removeprefix(_PEFT)
+    name = policy.removeprefix(_PEFT_PREFIX)
     if name not in _PEFT_INITS and not _PISSA_NITER.fullmatch(name):
         raise unknown_name("policy", policy, _list_peft_policies())
     return PeftInit(name)
 
 
 def _list_peft_policies() -> list[str]:
-    return [_PEFT + name for name in (*_PEFT_INITS, "pissa_niter_N")]
+    return [_PEFT_PREFIX + name for name in (*_PEFT_INITS, "pissa_niter_N")]
 
 
 def _parse_function(policy: str) -> CustomFunction:

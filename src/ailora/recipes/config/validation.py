@@ -65,7 +65,8 @@ def format_validation_error(
     for part in map(str, first["loc"]):
         fields = {info.alias or name: info for name, info in section.model_fields.items()}
         if part not in fields:
-            return unknown_name("key" + (f" in {'.'.join(path)}" if path else ""), part, fields)
+            kind = f"key in {'.'.join(path)}" if path else "key"
+            return unknown_name(kind, part, fields)
         path.append(part)
         value = value.get(part)
         field_info = fields[part]
@@ -74,7 +75,8 @@ def format_validation_error(
             allowed = field_info.description or ""
             break
         section = field_info.annotation
-        allowed = "a section with the keys " + ", ".join(f.alias or n for n, f in section.model_fields.items())
+        keys = [info.alias or name for name, info in section.model_fields.items()]
+        allowed = f"a section with the keys {', '.join(keys)}"
     state = "is missing" if first["type"] == "missing" else f"is {short_repr(value, path[-1])}"
     return InputError(f"configuration key {'.'.join(path)} {state}; expected {allowed}")
 

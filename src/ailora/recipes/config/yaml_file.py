@@ -20,11 +20,12 @@ from ailora.plain_data import read_text, validate_plain_data
 _LINE_WIDTH = 110
 #: Limit on the number of values in a file: with aliases, a short file can expand to more values than fit in memory.
 _MAX_VALUES = 100_000
+#: Numbers with a leading zero, such as `08`, and octal numbers such as `0o17`.
 _ZERO_PADDED = re.compile(r"[-+]?0[0-9o_].*")
 
 
 class _Constructor(SafeConstructor):
-    """Constructor for YAML 1.2 that reads numbers with a leading zero as strings."""
+    """Constructor for YAML 1.2 that reads integers with a leading zero, or with the prefix `0o`, as strings."""
 
     def construct_yaml_int(self, node: ScalarNode) -> Any:
         # Earlier versions wrote run folders with PyYAML, which does not quote the string `08`.

@@ -63,7 +63,9 @@ class Evaluator:
         return measurements | self.score_samples(samples), samples
 
     def group_inputs(self, rows: Rows) -> list[list[Row]]:
-        """Group rows with equal inputs. The completions in a group are the references of a single generated text.
+        """Group rows with equal values in the columns named by `group_by`; without `group_by`, each row is a group.
+
+        A single text is generated for each group. The completions in the group are its references.
 
         Args:
             rows: All rows of a split.
@@ -78,7 +80,7 @@ class Evaluator:
         return [groups[i] for i in sample_indices(len(groups), self.config.max_samples)]
 
     def generate_samples(self, model: nn.Module, rows: Rows) -> list[dict[str, Any]]:
-        """Generate a text for each distinct input.
+        """Generate a text for each group of `group_inputs`.
 
         Args:
             model: Language model.
@@ -90,6 +92,7 @@ class Evaluator:
         if self.generation is None:
             return []
         groups = self.group_inputs(rows)
+        # The columns in `group_by` identify an input, so the prompt of the first row is that of all rows in the group.
         outputs = self.generate(model, [group[0] for group in groups])
         return [
             {
@@ -101,7 +104,7 @@ class Evaluator:
         ]
 
     def generate(self, model: nn.Module, rows: list[Row]) -> list[str]:
-        """Generate a completion for each row's prompt, without leading and trailing whitespace."""
+        """Generate a completion for each row's prompt. Strip leading and trailing whitespace of the completions."""
         assert self.generation is not None
         prompts = [self.tokenization.encode_prompt(row) for row in rows]
         texts = generate_texts(model, self.tokenizer, prompts, config=self.generation, batch_size=self.batch_size)

@@ -41,8 +41,8 @@ def _make_corpus_score(metric: BLEU | CHRF | TER) -> Callable[[Texts, References
     def score(texts: Texts, references: References) -> float:
         # sacrebleu expects the first references of all texts, then all second references, and so on. None marks a
         # missing reference.
-        count = max(len(refs) for refs in references)
-        streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(count)]
+        max_references = max(len(refs) for refs in references)
+        streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(max_references)]
         return metric.corpus_score(list(texts), streams).score  # type: ignore[arg-type]
 
     return score
@@ -83,8 +83,9 @@ def find_numeric_answer(text: str) -> Decimal | None:
 
     Returns:
         The first number after the last `####`, which marks the answers of GSM8K. Without such a mark, the last number
-        in the text. None if there is no number.
+        in the text. None if there is no number, or none after the mark.
     """
+    # Without a mark, `after` is the whole text.
     _, mark, after = text.rpartition("####")
     numbers = _NUMBER.findall(after)
     if not numbers:

@@ -49,6 +49,7 @@ def train(
     _write_initial_state(folder, model, resumed=checkpoint is not None)
     seconds_before = read_train_seconds(checkpoint) if checkpoint else 0.0
     final_state = _load_final_state(checkpoint)
+    # The training steps are complete, but the run was interrupted afterwards, for example during the evaluation.
     if checkpoint and final_state:
         model = _load_weights(model, _find_best_checkpoint(recipe, final_state) or checkpoint)
     # The history in the checkpoint already contains the evaluation before training.
@@ -105,8 +106,8 @@ def _write_initial_state(folder: RunFolder, model: Model, *, resumed: bool) -> N
 
 
 def _find_newest_checkpoint(folder: RunFolder) -> Path | None:
-    """Find the newest checkpoint, which must be the same on all ranks."""
-    # The main rank goes first, because it removes incomplete checkpoints, which no other rank may find.
+    """Find the newest checkpoint, which must be the same on all ranks (processes)."""
+    # The main rank goes first: it removes incomplete checkpoints, and the other ranks must not find these.
     newest = folder.find_newest_checkpoint() if is_main() else None
     wait_for_everyone()
     return newest if is_main() else folder.find_newest_checkpoint()
@@ -134,6 +135,7 @@ def _load_weights(model: Model, checkpoint: Path) -> Model:
     if isinstance(model, PeftModel):
         model.load_adapter(str(checkpoint), "default", is_trainable=True)
         return model
+    # `from_pretrained` makes all parameters trainable.
     requires_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     loaded = type(model).from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
     for name, parameter in loaded.named_parameters():
