@@ -27,7 +27,7 @@ def full_precision(device: torch.device) -> Generator[None, None, None]:
 
 
 class _ExactProducts:
-    """Global precision of products. The first of overlapping contexts sets it, and the last restores the former one."""
+    """Global precision of matrix products, set by the first of overlapping contexts, and restored by the last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class _ExactProducts:
 _EXACT_PRODUCTS = _ExactProducts()
 
 
-class _Products(Protocol):
+class _MatmulSettings(Protocol):
     """Settings of a backend for matrix products, `torch.backends.*.matmul`."""
 
     fp32_precision: str
@@ -63,7 +63,7 @@ def _select_exact_products() -> Callable[[], None]:
     """Select exact products, and return a function that restores the earlier setting."""
     backends: list[Any] = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
     if not all(hasattr(backend, "fp32_precision") for backend in backends):
-        # torch before 2.9 has one setting for all backends. Later versions may refuse to read it.
+        # torch before 2.9 has a single setting for all backends, which later versions may refuse to read.
         previous = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         return lambda: torch.set_float32_matmul_precision(previous)
@@ -78,8 +78,8 @@ def _select_exact_products() -> Callable[[], None]:
     return restore
 
 
-def _clear_own_precision(backend: _Products) -> str:
-    """Let a backend inherit torch's global precision, and return its former setting, `none` if it inherited already."""
+def _clear_own_precision(backend: _MatmulSettings) -> str:
+    """Let a backend inherit torch's global precision. Return its own former precision, `none` if it had none."""
     # `fp32_precision` returns an inherited precision too. If `restore` wrote that value, the backend would no longer
     # follow changes of the global precision.
     effective = backend.fp32_precision

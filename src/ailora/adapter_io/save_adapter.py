@@ -58,8 +58,8 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         Folder of the files: `folder` for the adapter name `default`, else a subfolder named after the adapter.
 
     Raises:
-        InputError: The folder is a file, or another process is writing to it; with several ranks, which wait for each
-            other, after ten minutes of waiting for that process.
+        InputError: The folder is a file, or another process is writing to the folder. With several ranks, this function
+            first waits up to ten minutes for the other process, which may be another rank.
         ModelError: The model has no adapter of that name made by ailora, names of tensors contain the name of another
             adapter, or PEFT does not find the adapter because layers were renamed.
 
@@ -80,8 +80,8 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
     sharded = any_dtensor(model.parameters())
     gathered = _gather_state_dict(model, adapter_name) if sharded else None
     anchored = _anchored_state_dict(model, plan, adapter_name) if plan.form is Form.RESIDUAL else None
-    # It is unknown whether all ranks call this function or a single one. A single rank would wait at a barrier forever,
-    # and its adapter would be lost if only rank 0 wrote.
+    # For an unsharded model, it is unknown whether all ranks call this function or a single one. A single rank would
+    # wait at a barrier forever, and its adapter would be lost if only rank 0 wrote. So every caller writes in turn.
     timeout_s = _RANK_TIMEOUT_S if process_count() > 1 else 0.0
     with raise_on_all_ranks() if sharded else nullcontext():
         if not sharded or is_main():
@@ -106,7 +106,8 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
 
     Args:
         model: Model returned by `adapt`, `apply_plan` or `resume`.
-        adapter_name: PEFT's name for an adapter made by ailora; in the residual form, the one that changed the weights.
+        adapter_name: PEFT's name for an adapter made by ailora; in the residual form, the adapter that changed the
+            weights.
 
     Returns:
         The base model.
@@ -160,20 +161,22 @@ def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.T
             "Use the Trainer's argument activation_checkpointing instead. The trained weights are in the Trainer's "
             "checkpoints (pytorch_model_fsdp)"
         )
-    return {names[int(index)]: full_tensor(state[names[int(index)]]) for index in selected.values()}
+    selected_names = [names[int(index)] for index in selected.values()]
+    return {name: full_tensor(state[name]) for name in selected_names}
 
 
 def _anchored_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[str, Tensor]:
     """Return the state dict of an adapter in the residual form, with its factors converted to the anchored form."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
-    names = {layer: name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    # Keys of the state dict start with the layer's name in `model`; the plan has the name in the base model.
+    layer_names = {layer: name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     for module in plan.modules:
         layer = model.get_base_model().get_submodule(module)
         assert isinstance(layer, LoraLayer)
         for key, factors in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
             factor = factors[adapter_name]
             if isinstance(factor, PackedFactor):
-                state[f"{names[layer]}.{key}.weight"] = factor.to_file()
+                state[f"{layer_names[layer]}.{key}.weight"] = factor.to_file()
     return {key: full_tensor(value).contiguous() for key, value in state.items()}
 
 
@@ -186,22 +189,24 @@ def _replace_by_anchored(folder: Path, state: Mapping[str, Tensor], config: Lora
         config: Configuration of the anchored form, whose ranks are those of `state`.
     """
     written_config = LoraConfig.from_pretrained(str(folder))
-    # The forms differ only in ranks. All else, such as the base model and its class, is as PEFT has written it.
+    # The anchored form has rank 2r, and an alpha that keeps the scaling. Both forms share all other fields, such as the
+    # base model and its class.
     for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern"):
         setattr(written_config, key, getattr(config, key))
     written_config.save_pretrained(str(folder), auto_mapping_dict=written_config.auto_mapping)
-    # Saved modules may share memory, which safetensors refuses.
+    # Modules in `modules_to_save` may share memory, which safetensors refuses.
     save_file({key: value.clone() for key, value in state.items()}, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def _read_anchors(base: nn.Module, plan: Plan, adapter_name: str) -> list[InitialFactors]:
-    """Read the initial factors of an adapter in the residual form, which its factors keep as anchors."""
+    """Read the initial factors that an adapter in the residual form keeps as anchors."""
     anchors = []
     for planned in plan.adapters:
         projection = planned.projection
         layer = base.get_submodule(projection.module)
         assert isinstance(layer, LoraLayer)
         A, B = (_role_factor(factors[adapter_name], projection.role) for factors in (layer.lora_A, layer.lora_B))
+        # Projections that start as plain LoRA have no anchor, and their weights have not changed.
         if isinstance(A, ResidualFactor) and isinstance(B, ResidualFactor):
             # With `couple_roles`, each B has all rows of the fused weight; those of other roles are zero in the anchor.
             B0 = select_rows(B.anchor, projection) if plan.couple_roles else B.anchor

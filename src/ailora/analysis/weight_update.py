@@ -16,15 +16,15 @@ class WeightUpdate(Protocol):
     """Change of a projection by fine-tuning, in float64."""
 
     def singular_values(self) -> Float[Tensor, " k"]:
-        """Return the singular values in descending order: min(out, in), or fewer for factors of a smaller rank."""
+        """Return the singular values in descending order: min(out, in) values, or r for factors of a smaller rank r."""
         ...
 
     def left_energies(self, U: Float[Tensor, "out r"]) -> Float[Tensor, " r"]:
-        """Return `|u' dW|^2` for each of r orthonormal directions of the output."""
+        """Return `|u' dW|^2` for each column `u` of `U`. The columns are orthonormal directions of the output."""
         ...
 
     def right_energies(self, Vh: Float[Tensor, "r in_"]) -> Float[Tensor, " r"]:
-        """Return `|dW v|^2` for each of r orthonormal directions of the input."""
+        """Return `|dW v|^2` for each row `v'` of `Vh`. The rows are orthonormal directions of the input."""
         ...
 
     def dense(self) -> Float[Tensor, "out in_"]:
@@ -37,7 +37,8 @@ class DenseUpdate:
     """Update stored as a matrix.
 
     Attributes:
-        matrix: Update `W_after - W_before` (out, in) by full fine-tuning, or a gradient, in float64.
+        matrix: Update `W_after - W_before` (out, in) by full fine-tuning, or a gradient of the loss, which is analysed
+            like an update, in float64.
     """
 
     matrix: Float[Tensor, "out in_"]

@@ -14,14 +14,14 @@ from ailora.path_kind import is_directly_in
 from ailora.plain_data import read_json, read_json_object
 
 _BLOCK_BYTES = 16 * 2**20
-#: Files in a model's folder that are not copied: weights, training states, adapters, code, documentation.
+#: Files in a model's folder that are not copied: weights, training states, adapters, code, documentation, hidden files.
 _NOT_COPIED = re.compile(
     r".*\.(safetensors|index\.json|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|ot|py|pyc|md)"
     r"|adapter_.*|ailora\.json|(training_args|trainer_state|optimizer|scheduler|scaler|rng_state).*|\..*"
 )
-#: Names of the subfolders that sentence-transformers writes for its modules: `1_Pooling`.
+#: Names of the subfolders that sentence-transformers writes for its modules, such as `1_Pooling`.
 _MODULE_FOLDER_NAME = re.compile(r"[0-9]+_\w+")
-#: Files with the weights of such a module.
+#: Files with the weights of a module of sentence-transformers.
 _MODULE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 #: Subfolders with files of the tokenizer.
 _TOKENIZER_FOLDERS = ("chat_templates", "additional_chat_templates")
@@ -67,6 +67,12 @@ def find_tokenizer_files(folder: Path) -> dict[str, Path]:
 
 
 def _belongs_to_tokenizer(file: Path, folder: Path) -> bool:
+    """Return whether a file belongs to the tokenizer in a folder.
+
+    Args:
+        file: File in the folder, or in one of its `_TOKENIZER_FOLDERS`, where the name does not matter.
+        folder: Folder of the tokenizer.
+    """
     if _NOT_COPIED.fullmatch(file.name):
         return False
     return file.parent != folder or _TOKENIZER_FILES.fullmatch(file.name) is not None
@@ -109,13 +115,13 @@ def copy_auxiliary_files(
     Args:
         files: Files by their path in the output, the result of `find_auxiliary_files`.
         output: Acquired folder.
-        changed: File name -> content to write in place of a copy.
+        changed: Path in the output -> content to write in place of a copy.
 
     Raises:
         InputError: A file is a link out of its folder.
     """
     for name, file in files.items():
-        # Folder of the model, to which `name` is relative.
+        # Folder of the model or tokenizer, to which `name` is relative.
         source = file.parents[len(Path(name).parts) - 1]
         # Models are downloaded from strangers: a link could copy a private file of this machine into the output.
         if not is_directly_in(file, file.parent) or not file.parent.resolve().is_relative_to(source.resolve()):
@@ -129,5 +135,5 @@ def copy_auxiliary_files(
         if name in (changed or {}):
             write_bytes(target, (changed or {})[name])
             continue
-        with file.open("rb") as read, replacing_file(target) as stream:
-            shutil.copyfileobj(read, stream, _BLOCK_BYTES)
+        with file.open("rb") as input_stream, replacing_file(target) as output_stream:
+            shutil.copyfileobj(input_stream, output_stream, _BLOCK_BYTES)

@@ -75,7 +75,7 @@ class Verdict:
 def verify(adapter: Path | str, base: str) -> Verdict:
     """Check files, ranks, base weights, anchor and initial update of an adapter against a base model.
 
-    Only the adapted weights of the base are read, and all tensors in files with a digest of their tensors.
+    Of the base, only the adapted weights are read. Files of the base that contain a digest are read completely.
 
     Args:
         adapter: Folder of an adapter, or of a run.
@@ -204,15 +204,16 @@ def _check_anchors(weights: Mapping[str, StoredWeight], adapter: AdapterCheckpoi
     if adapter.targets_residual_base:
         yield Check("anchor", None, "a checkpoint in the residual form has none")
         return
-    largest_error, failure, is_trained, count = 0.0, "", False, 0
+    largest_error, failure, is_trained, anchor_count = 0.0, "", False, 0
     total = len(plan.adapters)
     factors = adapter.read_projection_factors(plan)
     for stored in tqdm(factors, "verifying", total, unit="matrix", leave=False, disable=None):
         planned = stored.planned
         if planned.init.needs_anchor:
-            count += 1
+            anchor_count += 1
             weight = weights[planned.projection.module]
             weight.validate_floating()
+            # In multiples of the tolerance.
             error = _compute_anchor_error(stored, weight.to_matrix(read_tensor(weight.tensor)))
             largest_error = max(largest_error, error)
             if error > 1 and not failure:
@@ -220,12 +221,14 @@ def _check_anchors(weights: Mapping[str, StoredWeight], adapter: AdapterCheckpoi
         # These factors are zero before training: `dA` and `dB` with an anchor, `B` without.
         update_factors = stored.deltas if stored.has_anchor else (stored.B,)
         is_trained = is_trained or any(bool(factor.any()) for factor in update_factors)
-    detail = failure or f"{count} anchors, largest error {largest_error:.1e} times the tolerance"
+    detail = failure or f"{anchor_count} anchors, largest error {largest_error:.1e} times the tolerance"
     # In the stock form, training changes the anchor. A different anchor then proves nothing about the base.
-    if count and failure and is_trained and plan.form is Form.STOCK:
+    if not anchor_count:
+        yield Check("anchor", None, "plain LoRA has none")
+    elif failure and is_trained and plan.form is Form.STOCK:
         yield Check("anchor", None, "changed by training, as usual in the stock form")
     else:
-        yield Check("anchor", not failure if count else None, detail if count else "plain LoRA has none")
+        yield Check("anchor", not failure, detail)
     if is_trained:
         yield Check("start", None, "trained: the update is not zero")
     else:
@@ -250,6 +253,7 @@ def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
         B = select_rows(B, planned.projection)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
     # In a half-precision file, `A0`, `B` and `dB` are rounded, and `B0 = B - dB` has the errors of both.
+    # The factor 8 leaves a margin.
     tolerance = _ANCHOR_TOLERANCE + 8 * stored.eps
     norm_error = max(
         _compute_relative_error(A.norm(dim=1), fresh.A.norm(dim=1)),
@@ -263,9 +267,9 @@ def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
     gain_error = max(
         _compute_relative_error(
             _compute_gains(matrix, directions).clamp_min(negligible),
-            _compute_gains(matrix, other).clamp_min(negligible),
+            _compute_gains(matrix, fresh_directions).clamp_min(negligible),
         )
-        for matrix, directions, other in ((rows, A.mT, fresh.A.mT), (rows.mT, B, fresh.B))
+        for matrix, directions, fresh_directions in ((rows, A.mT, fresh.A.mT), (rows.mT, B, fresh.B))
     )
     return max(norm_error, min(angle_error, gain_error)) / tolerance
 

@@ -30,7 +30,7 @@ _IMPORT_MESSAGES = {
 
 
 def hide_loading_messages() -> None:
-    """Hide transformers' loading progress, and its report of missing heads, which runs train from scratch."""
+    """Hide transformers' loading progress, and its report of missing heads: runs train new heads from scratch."""
     # Imported here, because commands that load no model must not pay for transformers.
     from transformers.utils.logging import disable_progress_bar
 

@@ -63,7 +63,7 @@ PRESETS: dict[str, Policy] = {
         # arXiv 2510.08034: fine-tuning changes W^Q much and W^V little, so the query starts from the principal band and
         # the value from the minor band.
         Policy("ailora", {Role.QUERY: _PRINCIPAL, Role.VALUE: _MINOR}, default=Kaiming()),
-        # The paper's control, with the bands exchanged.
+        # The control of arXiv 2510.08034, with the bands exchanged.
         Policy("reversed", {Role.QUERY: _MINOR, Role.VALUE: _PRINCIPAL}, default=Kaiming()),
         # arXiv 2404.02948
         Policy("pissa", default=_PRINCIPAL),
@@ -75,8 +75,8 @@ PRESETS: dict[str, Policy] = {
 }
 """Named policies: name -> policy.
 
-The paper has inits only for query and value. `ailora` and `reversed` start all other roles as plain LoRA, the neutral
-choice.
+arXiv 2510.08034 has inits only for query and value. `ailora` and `reversed` start all other roles as plain LoRA, the
+neutral choice.
 """
 
 
@@ -107,6 +107,7 @@ def parse_policy(spec: PolicySpec) -> Policy:
 
 
 def _parse_by_role(spec: object) -> dict[Role, Init]:
+    """Parse a mapping from roles to inits, and omit roles with the init `none`."""
     if not isinstance(spec, Mapping):
         raise InputError(f"by_role of a policy must be a mapping from roles to inits, got {spec!r}")
     inits = {parse_role(role): parse_init(init) for role, init in spec.items()}

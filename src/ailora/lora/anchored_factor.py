@@ -34,8 +34,8 @@ class AnchoredFactor(PackedFactor):
         """Split a packed factor into the anchor and the delta."""
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
-        # With `low_cpu_mem_usage`, PEFT casts factors to the dtype of the base model, and then only parameters back. A
-        # buffer in half precision would round the anchor from the file.
+        # With `low_cpu_mem_usage`, PEFT casts factors to the dtype of the base model, and later casts only parameters
+        # back. A buffer left in half precision would round the anchor from the file.
         self.anchor = self.anchor.to(self._exact_dtype)
         anchor, delta = self.unstack(self._as_anchor(weight))
         delta = delta.to(self.delta.dtype).clone(memory_format=torch.contiguous_format)
@@ -53,7 +53,7 @@ class AnchoredFactor(PackedFactor):
             # An engine has moved the model to the meta device, and will broadcast the state of the first process.
             return
         stacked = self._as_anchor(weight)
-        # An infinite difference would make any distance between anchors count as rounding.
+        # An infinite `delta` would make any distance between anchors count as rounding.
         if not all_finite(stacked):
             raise AnchorMismatchError(
                 f"{name}: the file holds NaN or infinite entries, so its anchor cannot be read: training has diverged"
@@ -72,6 +72,7 @@ class AnchoredFactor(PackedFactor):
         return f"anchor={tuple(self.anchor.shape)}, stacked={self.shape}"
 
     def _full_delta(self) -> Tensor:
+        """Return the whole difference, gathered if FSDP2 shards `delta`."""
         return validate_unsharded(full_tensor(self.delta), self.anchor.shape)
 
     @property
@@ -100,7 +101,7 @@ class AnchoredA(AnchoredFactor):
 
 
 class AnchoredB(AnchoredFactor):
-    """`lora_B`: the difference `dB` (out, r) beside `B = B0 + dB` (out, r). `snap_to_grid` rounds `B0`."""
+    """`lora_B`: the difference `dB` (out, r) beside `B = B0 + dB` (out, r). `B0` lies on a grid, see `snap_to_grid`."""
 
     def __init__(self, anchor: Float[Tensor, "out r"]) -> None:
         super().__init__(snap_to_grid(anchor))

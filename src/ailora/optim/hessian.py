@@ -112,6 +112,7 @@ def hessian_products(
 
 
 def _multiply(block: Block, gradient: Mapping[nn.Parameter, Tensor], vector: Tensor) -> Tensor:
+    """Multiply a block of the Hessian with a vector `v`, as the gradient of `g' v` for the gradient `g` of the loss."""
     slope = block.vector(gradient) @ vector
     # A loss that is linear in the block has a constant gradient without a graph, and the product is zero.
     if not slope.requires_grad:
@@ -123,7 +124,7 @@ def _multiply(block: Block, gradient: Mapping[nn.Parameter, Tensor], vector: Ten
 def _iter_gradients(
     model: PeftModel, losses: Sequence[Loss], blocks: Mapping[str, Block]
 ) -> Iterator[dict[nn.Parameter, Tensor]]:
-    """Yield the gradients of each batch by parameter, with graph. The dictionary is cleared before the next batch."""
+    """Yield each batch's gradients by parameter, with their graph. The dictionary is cleared before the next batch."""
     parameters = list(dict.fromkeys(parameter for block in blocks.values() for parameter in block.parameters))
     with _measuring(model):
         for loss in losses:
