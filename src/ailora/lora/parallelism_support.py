@@ -48,8 +48,8 @@ def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, Base
         )
     if plan.form is not Form.STOCK:
         raise ModelError(
-            f"{sharded[0]}: the weight is split by tensor parallelism. PEFT then shards its factors, but the "
-            f"{plan.form.value} form would replace them: use form='stock', which trains the saved factors directly"
+            f"{sharded[0]}: the weight is split by tensor parallelism. PEFT then shards the LoRA factors, but "
+            f"the {plan.form.value} form would replace them: use form='stock', which trains the saved factors directly"
         )
 
 

@@ -122,21 +122,22 @@ class Plan:
     @property
     def trainable(self) -> int:
         """Number of trainable parameters in the adapters, without those in `modules_to_save`."""
-        return sum(self._trainable(a) for a in self.adapters) + self.magnitudes
+        return sum(self._count_trainable(a) for a in self.adapters) + self.magnitudes
 
     @property
     def anchor_entries(self) -> int:
         """Number of entries of the initial factors kept beside the trained factors. The stock form keeps none."""
         if self.form is Form.STOCK:
             return 0
-        return sum(self._trainable(a) for a in self.adapters if a.init.needs_anchor)
+        return sum(self._count_trainable(a) for a in self.adapters if a.init.needs_anchor)
 
     @property
     def magnitudes(self) -> int:
-        """Number of magnitudes that DoRA trains, an entry for each row of an adapted weight. Zero without DoRA."""
+        """Number of magnitudes that DoRA trains, one for each row of an adapted weight. Zero without DoRA."""
         return sum(group[0].projection.shape[0] for group in self.modules.values()) if self.options.dora else 0
 
-    def _trainable(self, adapter: PlannedAdapter) -> int:
+    def _count_trainable(self, adapter: PlannedAdapter) -> int:
+        """Return the number of trainable entries of an adapter's factors in the form of this plan."""
         # The stock form trains all 2r rows of `A` and columns of `B`, including the anchor.
         if self.form is Form.STOCK:
             return adapter.file_rank * sum(adapter.projection.shape)
@@ -162,8 +163,13 @@ class Plan:
     def to_dict(self) -> dict[str, object]:
         """Return the plan as plain data for JSON, the input of `from_dict`."""
         adapters = [
-            {**dataclasses.asdict(a.projection), "init": a.init.to_dict(), "rank": a.rank, "alpha": a.alpha}
-            | {"scaling": a.scaling}
+            {
+                **dataclasses.asdict(a.projection),
+                "init": a.init.to_dict(),
+                "rank": a.rank,
+                "alpha": a.alpha,
+                "scaling": a.scaling,
+            }
             for a in self.adapters
         ]
         return {
@@ -263,13 +269,13 @@ def _validate_values(plan: Plan) -> None:
 def _validate_numbers(planned: PlannedAdapter) -> None:
     projection = planned.projection
     out, in_ = projection.shape
-    ends = [end for pair in projection.rows for end in pair]
+    bounds = [bound for row_range in projection.rows for bound in row_range]
     where = f"({projection.module})"
-    integers = (out, in_, planned.rank, *ends)
+    integers = (out, in_, planned.rank, *bounds)
     # Not `isinstance`, for which true and false are integers. Sides of real weights are far below 2^31.
     if not all(type(number) is int for number in integers) or not (0 < out < 2**31 and 0 < in_ < 2**31):
         raise ValueError(f"shape, rank and rows must be integers, and the shape positive, got {integers} {where}")
-    if not ends or ends != sorted(ends) or ends[0] < 0 or ends[-1] > out or projection.out_features == 0:
+    if not bounds or bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > out or projection.out_features == 0:
         raise ValueError(f"rows must be ascending ranges within {out} rows, got {projection.rows} {where}")
     if not 1 <= planned.rank <= projection.max_rank:
         raise ValueError(f"rank must be between 1 and {projection.max_rank}, got {planned.rank} {where}")

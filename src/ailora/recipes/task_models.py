@@ -144,7 +144,8 @@ def validate_finite(model: ModelT, folder: Path) -> ModelT:
     Raises:
         InputError: A tensor of the folder holds NaN or infinite entries.
     """
-    # The folder of an adapter does not contain the base weights, so these are not checked.
+    # The folder of an adapter does not contain the base weights, so these are not checked. By default, PEFT would also
+    # look for the base model on the hub, to find out whether the vocabulary was resized.
     adapted = isinstance(model, PeftModel)
     trained = get_peft_model_state_dict(model, save_embedding_layers=False) if adapted else model.state_dict()
     for name, tensor in trained.items():

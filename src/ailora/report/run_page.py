@@ -113,6 +113,7 @@ def _key_values(run: Run) -> dict[str, str]:
         "steps": format_value(run.result.get("steps")),
         "training": format_duration(run.result.get("train_seconds")),
     }
+    # Missing values are formatted as `-`.
     return {key: text for key, text in values.items() if text != "-"}
 
 
@@ -146,10 +147,10 @@ def _compare_losses(runs: Sequence[Run]) -> Iterator[str]:
     # Metrics come from files: a loss may be missing or not a number.
     losses = sorted((loss, run.name) for run in finished if is_finite(loss := run.metrics.get(split, {}).get("loss")))
     if len(losses) > 1:
-        (lowest, best), (second_lowest, second) = losses[:2]
+        (lowest_loss, best_run), (second_loss, second_run) = losses[:2]
         yield (
-            f"The lowest {split} loss is that of {best}, {format_number(lowest)}, before {second}, "
-            f"{format_number(second_lowest)}. Single runs do not show which method is better: a study does, with the "
+            f"The lowest {split} loss is that of {best_run}, {format_number(lowest_loss)}, before {second_run}, "
+            f"{format_number(second_loss)}. Single runs do not show which method is better: a study does, with the "
             "learning rate tuned for each method, and several seeds."
         )
 
@@ -192,7 +193,9 @@ def _sample_table(run: Run) -> ReportTable:
 
 
 def _sample_text(value: object) -> str:
-    text = "\n".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    if value is None:
+        return ""
+    text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
     return shorten(text, _MAX_SAMPLE_CHARS)
 
 

@@ -26,6 +26,8 @@ _BLOCK_ENTRIES = 2**20
 def write_tensor_digest(file: Path, digests: Mapping[str, str] | None = None) -> None:
     """Write the digest of the tensors into the header, and replace the file atomically.
 
+    Other metadata of the header, except `format`, are dropped.
+
     Args:
         file: Safetensors file.
         digests: Digests of accompanying files as hex, by file name.

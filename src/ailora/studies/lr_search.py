@@ -24,7 +24,7 @@ class LrGrid:
 
     Attributes:
         initial: Rates of the first runs, in ascending order.
-        per_decade: Number of rates per factor of ten; None for exact rates, which are never extended.
+        per_decade: Number of rates per factor of ten; None for rates listed one by one, which are never extended.
     """
 
     initial: tuple[float, ...]
@@ -97,26 +97,28 @@ class LrSearch:
         Returns:
             The required runs, and the best rate once these have ended.
         """
-        first, initial = self.seeds[:1], self.rates.initial
-        required = _pairs(initial, first) | _pairs(initial, self.seeds if self.everywhere else [])
+        first_seed_only, initial = self.seeds[:1], self.rates.initial
+        required = _pairs(initial, first_seed_only) | _pairs(initial, self.seeds if self.everywhere else [])
         if not required.keys() <= scores.keys():
             return SearchState(list(required))
+        # Rates that the first seed has run at, and rates that all seeds have run at.
         tried = {*initial}
         measured = {*initial} if self.everywhere else set[float]()
         best = None
-        # If the study file was extended, rates of its earlier grid may have run with all seeds. Beside them, a new rate
-        # with a single seed would never be chosen: the first pass ignores them, and the second includes them.
+        # If the study file was extended, all seeds may have run at rates of its earlier grid. As soon as all seeds have
+        # run at a rate, rates with a single seed are no longer candidates, and the new rates would never be chosen. So
+        # the first pass ignores the earlier rates, and the second includes them.
         for with_earlier in (False, True):
             if with_earlier:
-                earlier = {rate for rate in self.rates.reachable if (rate, first[0]) in scores}
-                required |= _pairs(sorted(earlier), first)
-                tried |= earlier
-                measured |= {rate for rate in earlier if all((rate, seed) in scores for seed in self.seeds)}
+                earlier_rates = {rate for rate in self.rates.reachable if (rate, first_seed_only[0]) in scores}
+                required |= _pairs(sorted(earlier_rates), first_seed_only)
+                tried |= earlier_rates
+                measured |= {rate for rate in earlier_rates if all((rate, seed) in scores for seed in self.seeds)}
             while (best := self._find_promising_rate(scores, tried, measured)) is not None:
                 near = self.rates.neighbours(best)
                 tried |= {*near}
                 # First, the first seed decides whether the range extends; then all seeds decide which rate is best.
-                for seeds in (first, self.seeds):
+                for seeds in (first_seed_only, self.seeds):
                     # A rate with a failed run cannot be the best, so its other seeds need not run.
                     without_failure = [
                         r for r in (best, *near) if not any(math.isnan(scores.get((r, s), 0.0)) for s in self.seeds)
@@ -230,7 +232,8 @@ def find_good_range(
         return sign * (means[best] - means[rate]) <= allowed_difference + rounding
 
     index = rates.index(best)
-    low, high = min(takewhile(is_good, reversed(rates[: index + 1]))), max(takewhile(is_good, rates[index:]))
+    low = min(takewhile(is_good, reversed(rates[: index + 1])))
+    high = max(takewhile(is_good, rates[index:]))
     return LrRange(low, high, best)
 
 

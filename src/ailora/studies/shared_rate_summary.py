@@ -12,7 +12,7 @@ from ailora.studies.summary_table import SummaryTable
 from ailora.studies.trial import Condition
 
 _UNKNOWN = "unknown"
-_WORDS = {Position.AHEAD: "ahead of", Position.BEHIND: "behind", Position.LEVEL: "level with"}
+_POSITION_WORDS = {Position.AHEAD: "ahead of", Position.BEHIND: "behind", Position.LEVEL: "level with"}
 
 
 def shared_rate_sentences(comparison: Comparison) -> list[str]:
@@ -78,15 +78,17 @@ def _format_multiple(value: float) -> str:
 
 
 def _describe_misleading_rates(base: Condition, condition: Condition, against: BaselineComparison) -> str:
-    # Rates mislead only relative to a difference at the best rates.
+    # A shared rate is misleading only if there is a difference at the best rates that contradicts it.
     assert against.difference is not None
-    method, best, shared = condition.method_label(base), against.difference.estimate, against.shared_rates
+    method, shared = condition.method_label(base), against.shared_rates
     assert shared.at_best is not None
+    at_best = against.difference.estimate
+    interval_at_best = format_interval(at_best.mean, at_best.low, at_best.high, "+")
     start = f"{base.sentence_prefix}at" if base.label else "At"
     return (
         f"{start} one shared rate you would have concluded that {method} is "
         f"{join_names(_describe_positions(shared, base.method))}; each at its own best rate, {method} is "
-        f"{_WORDS[shared.at_best]} {base.method} ({format_interval(best.mean, best.low, best.high, '+')}, "
+        f"{_POSITION_WORDS[shared.at_best]} {base.method} ({interval_at_best}, "
         f"{against.verdict}).{_shift_sentence(shared.shift, base.method, method)}"
     )
 
@@ -95,7 +97,7 @@ def _describe_positions(shared: SharedRates, baseline: str) -> Iterator[str]:
     """Describe each position with its rates, and the differences of smallest and largest size."""
     means = {rate: difference.estimate.mean for rate, difference in shared.differences.items()}
     texts = dict(zip(means, format_alike([*means.values()], "+"), strict=True))
-    for position, word in _WORDS.items():
+    for position, word in _POSITION_WORDS.items():
         rates = [rate for rate, rate_position in shared.positions.items() if rate_position is position]
         if rates:
             by_size = sorted(rates, key=lambda rate: abs(means[rate]))

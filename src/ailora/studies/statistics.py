@@ -66,9 +66,10 @@ def estimate(values: Iterable[float], confidence: float = 0.95) -> Estimate:
     Raises:
         InputError: There are no values, or the confidence is outside (0, 1).
     """
-    # A bootstrap interval would be too narrow for few seeds. Resamples of 3 seeds stay between the smallest and the
-    # largest score. These contain the mean of a symmetric distribution in 1 - 2 / 2^3 = 75 % of cases, and percentiles
-    # of all 27 resamples cover 67 % for normal scores. The t-interval covers 95 % for normal scores at any n.
+    # A bootstrap interval would be too narrow for few seeds. Means of resamples of 3 seeds stay between the smallest
+    # and the largest score. The interval between these scores covers the mean of a symmetric distribution in
+    # 1 - 2 / 2^3 = 75 % of cases, and percentiles of all 27 resamples cover 67 % for normal scores. The t-interval
+    # covers 95 % for normal scores at any n.
     scores = [float(value) for value in values]
     if not scores or not 0 < confidence < 1:
         raise InputError(f"expected at least one score and a confidence in (0, 1), got {scores}, {confidence}")
@@ -79,8 +80,8 @@ def estimate(values: Iterable[float], confidence: float = 0.95) -> Estimate:
     if n < 2:
         return Estimate(mean, None, n, None, None)
     sd = statistics.stdev(scores) if finite else math.nan
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
-    return Estimate(mean, sd, n, mean - half, mean + half)
+    half_width = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
+    return Estimate(mean, sd, n, mean - half_width, mean + half_width)
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,12 @@ def bootstrap_difference(
     rng = np.random.default_rng(rng_seed)
 
     def difference(counts: np.ndarray, rows: np.ndarray) -> float:
-        """Compute the difference for counts of each seed (seeds,) and indices of examples (examples,)."""
+        """Compute the difference in a resample.
+
+        Args:
+            counts: How often each seed was drawn, (seeds,).
+            rows: Indices of the drawn examples, (examples,).
+        """
         truth = labels[rows]
         # A seed drawn twice is scored once, since calls of the metric take nearly all the time.
         by_seed = (
@@ -221,7 +227,8 @@ def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
     Returns:
         Adjusted p-values of the same shape.
     """
-    # statsmodels adjusts a single family per call, and collects garbage: with torch loaded, each call takes a second.
+    # statsmodels adjusts a single family per call, and runs Python's garbage collector in each call: with torch loaded,
+    # this takes a second.
     order = np.argsort(p_values, axis=-1)
     products = np.take_along_axis(p_values, order, axis=-1) * np.arange(p_values.shape[-1], 0, -1)
     adjusted = np.minimum(np.maximum.accumulate(products, axis=-1), 1)
@@ -241,6 +248,7 @@ def merge_ties(scores: np.ndarray) -> np.ndarray:
     """
     order = np.argsort(scores, axis=-1)
     ascending = np.take_along_axis(scores, order, axis=-1)
+    # Whether a score is tied with its predecessor. NaN stands for the predecessor of the first score.
     with np.errstate(invalid="ignore"):  # differences of infinite scores
         is_tied = np.diff(ascending, axis=-1, prepend=np.nan) <= ROUNDING * np.abs(ascending)
     is_tied &= np.isfinite(ascending)

@@ -131,7 +131,7 @@ def _score_table(comparison: Comparison) -> SummaryTable:
             *_condition_cells(condition),
             format_lr(result.search.best),
             str(len(result.at_best)),
-            _format(result.score, format_estimate),
+            _format_optional(result.score, format_estimate),
         ]
         against = comparison.against_baseline.get(condition)
         if against is None:
@@ -140,8 +140,8 @@ def _score_table(comparison: Comparison) -> SummaryTable:
         rows.append(
             [
                 *row,
-                _format(against.difference, lambda difference: format_estimate(difference.estimate, "+")),
-                _format(against.bootstrap, lambda interval: f"[{interval.low:+.4f}, {interval.high:+.4f}]"),
+                _format_optional(against.difference, lambda difference: format_estimate(difference.estimate, "+")),
+                _format_optional(against.bootstrap, lambda interval: f"[{interval.low:+.4f}, {interval.high:+.4f}]"),
                 against.verdict or _MISSING,
             ]
         )
@@ -248,9 +248,9 @@ def _time_to_loss_table(comparison: Comparison) -> SummaryTable:
     rows = [
         [
             *_condition_cells(condition),
-            f"{sum(first.step is not None for first in time.reached.values())} of {len(time.reached)}",
+            f"{sum(evaluation.step is not None for evaluation in time.reached.values())} of {len(time.reached)}",
             "not reached" if time.share is None else f"{time.share:.2f}",
-            _format(time.seconds, "{:.0f}".format),
+            _format_optional(time.seconds, "{:.0f}".format),
             {None: "not run", True: "yes", False: "no"}[time.confirmed],
         ]
         for condition, against in comparison.against_baseline.items()
@@ -268,12 +268,12 @@ def _cost_table(comparison: Comparison) -> SummaryTable:
     rows = [
         [
             *_condition_cells(condition),
-            _format(result.mean("trainable_parameters"), "{:,.0f}".format),
-            _format(result.mean("init_seconds"), "{:.2f}".format),
-            _format(result.step_milliseconds, "{:.0f}".format),
-            _format(result.mean("peak_memory_bytes"), lambda size: f"{size / 2**20:,.0f}"),
-            _format(result.mean("adapter_bytes"), lambda size: f"{size / 2**10:,.0f}"),
-            _format(result.forgetting, "{:+.3f}".format),
+            _format_optional(result.mean("trainable_parameters"), "{:,.0f}".format),
+            _format_optional(result.mean("init_seconds"), "{:.2f}".format),
+            _format_optional(result.step_milliseconds, "{:.0f}".format),
+            _format_optional(result.mean("peak_memory_bytes"), lambda size: f"{size / 2**20:,.0f}"),
+            _format_optional(result.mean("adapter_bytes"), lambda size: f"{size / 2**10:,.0f}"),
+            _format_optional(result.forgetting, "{:+.3f}".format),
         ]
         for condition, result in comparison.results.items()
         if result.at_best
@@ -299,5 +299,5 @@ def _condition_cells(condition: Condition) -> tuple[str, str]:
     return condition.label, condition.method
 
 
-def _format(value: T | None, format_value: Callable[[T], str]) -> str:
+def _format_optional(value: T | None, format_value: Callable[[T], str]) -> str:
     return _MISSING if value is None else format_value(value)

@@ -13,6 +13,7 @@ from ailora.studies.summary_table import SummaryTable
 from ailora.studies.trial import Condition
 from ailora.studies.verdicts import ALPHA, StudyVerdict
 
+#: Phrase for the table with the content of all sentences.
 _TABLE = "the table of verdicts"
 #: Decided verdict -> relation to the baseline, from best to worst.
 _RELATIONS = {
@@ -55,7 +56,7 @@ def describe_decided(comparison: Comparison) -> list[str]:
         for condition, against in _paired_comparisons(comparison).items()
         if against.verdict == verdict
     ]
-    return limit_sentences([_decided_result(comparison, condition) for condition in decided], _TABLE)
+    return limit_sentences([_describe_decided_result(comparison, condition) for condition in decided], _TABLE)
 
 
 def describe_undecided(comparison: Comparison) -> list[str]:
@@ -65,12 +66,12 @@ def describe_undecided(comparison: Comparison) -> list[str]:
         for condition, against in _paired_comparisons(comparison).items()
         if against.verdict == StudyVerdict.UNDECIDED
     ]
-    return limit_sentences([_undecided_result(comparison, condition) for condition in undecided], _TABLE)
+    return limit_sentences([_describe_undecided_result(comparison, condition) for condition in undecided], _TABLE)
 
 
 def describe_outcomes(comparison: Comparison) -> list[str]:
     """Describe the verdicts of the methods, a sentence for each task and setting."""
-    return [_outcome(comparison, base, others) for base, others in comparison.by_baseline()]
+    return [_describe_outcome(comparison, base, others) for base, others in comparison.by_baseline()]
 
 
 def describe_effect_sizes(comparison: Comparison) -> list[str]:
@@ -146,7 +147,7 @@ def describe_comparison(against: BaselineComparison) -> str:
     """Describe a comparison with the baseline by its verdict, number of seeds and p-value."""
     if against.difference is None:
         return "no seed in common with the baseline"
-    text = f"{against.verdict}; {pluralize(len(against.difference.seeds), 'seed')}{_evidence(against, '; ')}"
+    text = f"{against.verdict}; {pluralize(len(against.difference.seeds), 'seed')}{_describe_evidence(against, '; ')}"
     judged = against.judgement
     if judged and judged.n_failed:
         text += f"; {judged.n_failed} of {judged.look} failed"
@@ -161,22 +162,23 @@ def format_estimate(estimate: Estimate, sign: str = "") -> str:
 
 
 def _paired_comparisons(comparison: Comparison) -> dict[Condition, BaselineComparison]:
+    """Return the comparisons whose method shares seeds with the baseline."""
     return {c: against for c, against in comparison.against_baseline.items() if against.difference is not None}
 
 
-def _decided_result(comparison: Comparison, condition: Condition) -> str:
+def _describe_decided_result(comparison: Comparison, condition: Condition) -> str:
     against, design = comparison.against_baseline[condition], comparison.design
     assert against.difference is not None
     relation = _RELATIONS[str(against.verdict)]
-    seeds = f"{pluralize(len(against.difference.seeds), 'seed')}{_evidence(against, ', ')}"
+    seeds = f"{pluralize(len(against.difference.seeds), 'seed')}{_describe_evidence(against, ', ')}"
     return (
         f"{condition.sentence_prefix}{condition.method} is {relation} the baseline {design.baseline}: "
         f"{format_estimate(against.difference.estimate, '+')} {design.metric(condition)} (95 % interval over {seeds})"
-        f"{''.join(f'; {failure}' for failure in _failures(comparison, [condition]))}."
+        f"{''.join(f'; {failure}' for failure in _describe_failures(comparison, [condition]))}."
     )
 
 
-def _undecided_result(comparison: Comparison, condition: Condition) -> str:
+def _describe_undecided_result(comparison: Comparison, condition: Condition) -> str:
     """Describe the number of missing seeds, and the smallest margin at which equivalence is shown."""
     against, design = comparison.against_baseline[condition], comparison.design
     assert against.difference is not None
@@ -191,7 +193,7 @@ def _undecided_result(comparison: Comparison, condition: Condition) -> str:
         text += ", and stays so, because seeds of both sides failed"
     elif len(looks) > 1:
         text += f" (the next look is at {later[0]})" if later else ", the last look"
-    parts = _failures(comparison, [condition])
+    parts = _describe_failures(comparison, [condition])
     if judged.p_value is None:
         parts.append("a test needs at least two seeds")
     if judged.missing_seeds is not None and judged.margin is not None:
@@ -220,7 +222,7 @@ def _format_missing_seeds(numbers: tuple[int, int | None], *, in_sentence: bool 
     return f"between {low:,} and {high:,}" if in_sentence else f"{low:,} to {high:,}"
 
 
-def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition]) -> str:
+def _describe_outcome(comparison: Comparison, base: Condition, others: Sequence[Condition]) -> str:
     methods_by_verdict: dict[str, list[str]] = {}
     unpaired: dict[str, list[str]] = {}
     for condition in others:
@@ -238,7 +240,7 @@ def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition
     for reason in ("no seed in common", "no best rate yet", "not run yet"):
         if labels := unpaired.get(reason):
             parts.append(f"{join_names(labels)} {'has' if len(labels) == 1 else 'have'} {reason}")
-    parts += _failures(comparison, others)
+    parts += _describe_failures(comparison, others)
     score, design = comparison.results[base].score, comparison.design
     baseline_score = (
         f" ({design.metric(base)} {format_estimate(score)} on the {design.report_split(base)} split)" if score else ""
@@ -255,7 +257,7 @@ def _reason_without_pair(result: MethodResult) -> str:
     return "no best rate yet" if result.runs else "not run yet"
 
 
-def _failures(comparison: Comparison, conditions: Sequence[Condition]) -> list[str]:
+def _describe_failures(comparison: Comparison, conditions: Sequence[Condition]) -> list[str]:
     """Describe the failed seeds of methods and of their baseline, up to the latest look of each."""
     # Label -> number of seeds at the latest look, and number of these that failed.
     counts: dict[str, tuple[int, int]] = {}
@@ -265,7 +267,7 @@ def _failures(comparison: Comparison, conditions: Sequence[Condition]) -> list[s
             continue
         base = comparison.design.baseline_for(condition)
         counts[condition.method_label(base)] = judgement.look, judgement.n_failed
-        # Methods may be at different looks: the latest look has all failed seeds of the baseline.
+        # Methods may be at different looks. The latest of these looks includes all failed seeds of the baseline.
         baseline_counts = judgement.look, judgement.n_baseline_failed
         counts[base.method] = max(counts.get(base.method, baseline_counts), baseline_counts)
     return [
@@ -280,7 +282,7 @@ def _quote_commas(label: str) -> str:
     return f'"{label}"' if "," in label else label
 
 
-def _evidence(against: BaselineComparison, separator: str) -> str:
+def _describe_evidence(against: BaselineComparison, separator: str) -> str:
     """Describe the p-value behind the verdict: for equivalence if it is `equivalent`, else for a difference."""
     judged = against.judgement
     if judged is None or judged.adjusted_p is None:

@@ -1,7 +1,7 @@
 """Verdicts on comparisons with a baseline: better, worse, equivalent or undecided.
 
-The tests for differences have one error rate for all comparisons together, and so have those for equivalence. A study
-is judged at looks, which are planned numbers of seeds.
+The tests for differences share a familywise error rate over all comparisons, and so do the tests for equivalence. A
+study is judged at looks, which are planned numbers of seeds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PairedScores:
         differences: Difference of each seed, (seeds,); NaN for a failed run.
         n_failed: Number of seeds without a score of the method.
         n_baseline_failed: Number of seeds without a score of the baseline.
-        rounding: Rounding error of a difference.
+        rounding: Bound on the rounding error of a difference, in the metric's unit.
         margin: Largest difference of equivalent methods; None if equivalence is not judged.
         larger_is_better: Whether larger scores are better.
     """
@@ -233,14 +233,14 @@ def _judge(pair: PairedScores, moments: LookMoments | None, evidence: _Evidence)
     equivalent = None
     if pair.margin is not None:
         equivalent = evidence.adjusted_equivalence_p is not None and evidence.adjusted_equivalence_p < ALPHA
-        # Equivalence needs all scores of both.
+        # Equivalence needs all scores of the method and of the baseline.
         equivalent = equivalent and not has_failures
     verdict = StudyVerdict.EQUIVALENT if equivalent else StudyVerdict.UNDECIDED
     if is_different and moments is not None:
         look_statistics = moments.statistics()
         # The look with the smallest p shows the difference. The mean may have changed its sign at later looks.
-        largest = look_statistics[np.argmax(np.abs(look_statistics))]
-        is_better = bool(largest > 0) is pair.larger_is_better
+        strongest = look_statistics[np.argmax(np.abs(look_statistics))]
+        is_better = bool(strongest > 0) is pair.larger_is_better
         verdict = StudyVerdict.BETTER if is_better else StudyVerdict.WORSE
         n_failed_of_favoured = pair.n_failed if is_better else pair.n_baseline_failed
         if n_failed_of_favoured:
@@ -285,13 +285,14 @@ def _smallest_margin(moments: LookMoments, level: float) -> float | None:
 
 
 def _missing_seeds(moments: LookMoments, margin: float, level: float) -> tuple[int, int | None] | None:
-    """Compute the further seeds that would show equivalence, for both ends of the standard deviation's interval."""
+    """Compute how many more seeds would show equivalence, for both ends of the interval of the standard deviation."""
     n, sd = int(moments.counts[-1]), float(moments.sds[-1])
     if sd == 0:
         return None
     # A study with more seeds would have a later last look, and a boundary of its own. The boundary of the present study
-    # approximates it: for last looks at 5 to 50 seeds, their constants differ by less than 2 %.
+    # approximates it: for last looks at 5 to 50 seeds, the constants of both boundaries differ by less than 2 %.
     nominal_level = float(special.ndtr(-moments.schedule.one_sided.critical_value(level)))
+    # Ends of the interval of the standard deviation, from chi-squared quantiles.
     tails = (1 - _SPREAD_CONFIDENCE) / 2, (1 + _SPREAD_CONFIDENCE) / 2
     small, large = (sd * math.sqrt((n - 1) / special.chdtri(n - 1, tail)) for tail in tails)
     few, many = (equivalence_seeds(spread, margin, nominal_level) - n for spread in (small, large))

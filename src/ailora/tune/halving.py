@@ -17,13 +17,13 @@ from ailora.studies.worker import run_until_all_ended
 from ailora.tune.candidates import Candidate
 from ailora.tune.tune_design import TuneDesign
 
-#: (configuration of a run, steps to train) -> result
+#: (configuration of a run, prefix to train) -> result
 ExecutePrefix = Callable[[RunConfig, RunPrefix], TrialResult]
 
 
 @dataclass(frozen=True)
 class Rung:
-    """State of a rung.
+    """State of a rung: a step up to which the remaining candidates are trained, and then compared.
 
     Attributes:
         step: Last step of the rung.
@@ -136,6 +136,7 @@ def enqueue_next(storage: TrialStorage, design: TuneDesign) -> int:
 
 def remove_checkpoints(design: TuneDesign, candidates: set[Candidate]) -> None:
     """Remove the checkpoints of candidates that no later trial resumes. Configurations and logs are kept."""
+    # All trials of a candidate share a folder, so the trial of the whole run (step None) stands for them.
     for candidate in candidates:
         folder = RunFolder(design.run_config(design.spec(candidate, None)).output)
         for path in (folder.checkpoints, folder.initial):

@@ -16,7 +16,7 @@ from ailora.tune.search_space import ROLES, SearchSpace
 
 #: Center for plain LoRA with alpha = rank if the file has no `training.learning_rate`.
 DEFAULT_LORA_RATE = 1e-3
-#: Batches, and rows in a batch, that `suggest-lr` measures. It needs at least two batches.
+#: Batches, and rows per batch, for the measurements of `suggest-lr`, which needs at least two batches.
 _BATCHES, _ROWS = 2, 8
 #: Maximum number of passes over the batches by `curvature_by_role`: 12 Lanczos steps, and a final pass.
 _PASSES = 13
@@ -58,9 +58,9 @@ def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: floa
         The centers.
     """
     lora_rate = space.run.training.get("learning_rate", DEFAULT_LORA_RATE)
-    cost = _suggestion_cost(space) / (_PASS_COST * rows_trained)
-    if cost > min(_MAX_COST_RUNS, spare_runs):
-        origin = f"Learning rates around {lora_rate:g} for all inits: `suggest-lr` would cost {cost:.2g} runs."
+    cost_runs = _suggestion_cost(space) / (_PASS_COST * rows_trained)
+    if cost_runs > min(_MAX_COST_RUNS, spare_runs):
+        origin = f"Learning rates around {lora_rate:g} for all inits: `suggest-lr` would cost {cost_runs:.2g} runs."
         return RateCenters([lora_rate] * len(space.conditions), 0.0, 0.0, origin)
     started = time.perf_counter()
     multiples: dict[tuple[str, str], float] = {}
@@ -81,7 +81,7 @@ def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: floa
     shift = ", shifted for each init by `suggest-lr`" if is_shifted else ""
     sentences = [f"Learning rates around {lora_rate:g}{shift}."]
     sentences += [f"Not shifted for {name}: {reason.rstrip('.')}." for name, reason in failures.items()]
-    return RateCenters(centers, cost, time.perf_counter() - started, " ".join(sentences))
+    return RateCenters(centers, cost_runs, time.perf_counter() - started, " ".join(sentences))
 
 
 def _suggestion_cost(space: SearchSpace) -> float:
@@ -107,7 +107,7 @@ def _suggest_multiple(config: RunConfig) -> float:
     """
     if not _is_measured(config):
         return 1.0
-    suggestion = suggest(config, 1.0, batches=_BATCHES, rows=_ROWS)
+    suggestion = suggest(config, lora_rate=1.0, batches=_BATCHES, rows=_ROWS)
     logarithms = [math.log(role.multiple.value) for role in suggestion.roles.values() if not role.caution]
     if not logarithms:
         raise ModelError("`suggest-lr` is uncertain for all roles")

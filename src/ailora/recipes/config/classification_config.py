@@ -52,6 +52,7 @@ class ClassificationConfig(RunConfig, frozen=True):
 
     @property
     def scores(self) -> dict[str, bool]:
+        # Larger values of all classification and regression metrics are better.
         return {**dict.fromkeys(self.metrics, True), "loss": False}
 
     @property

@@ -17,14 +17,15 @@ from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, validate_metric
 
 #: Columns that TRL passes to the chat template along with the messages.
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-_TEMPLATE = "a template with column names in braces, such as '{question}', or a list of templates"
+#: Allowed values of a key with templates, for error messages.
+_TEMPLATE_VALUES = "a template with column names in braces, such as '{question}', or a list of templates"
 
 
 class MessageTemplate(Section, frozen=True):
     """Role of a message, and the template for its content."""
 
     role: Text = field("a role such as 'system', 'user' or 'assistant'")
-    content: Text | list[Text] = field(_TEMPLATE)
+    content: Text | list[Text] = field(_TEMPLATE_VALUES)
 
 
 class MessageColumn(Section, frozen=True):
@@ -49,8 +50,8 @@ class PromptData(DataSource, frozen=True):
         prompt, completion: Templates; see `ailora.recipes.data.templates.Template`.
     """
 
-    prompt: Text | list[Text] | None = field(_TEMPLATE, None)
-    completion: Text | list[Text] | None = field(_TEMPLATE, None)
+    prompt: Text | list[Text] | None = field(_TEMPLATE_VALUES, None)
+    completion: Text | list[Text] | None = field(_TEMPLATE_VALUES, None)
 
     def check(self) -> None:
         """Validate the templates.
@@ -81,7 +82,7 @@ class CausalData(PromptData, frozen=True):
         chat_template: Path of a Jinja file, or a template; None selects the tokenizer's chat template.
     """
 
-    text: Text | list[Text] | None = field(_TEMPLATE, None)
+    text: Text | list[Text] | None = field(_TEMPLATE_VALUES, None)
     messages: Text | MessageColumn | list[MessageTemplate] | None = field(
         "a column name, a mapping with column, role, content and names, or a list of mappings with role and content",
         None,
@@ -126,8 +127,8 @@ class Seq2SeqData(PromptData, frozen=True):
         max_completion_length: Maximum number of tokens per completion; longer completions are truncated; default: 128.
     """
 
-    prompt: Text | list[Text] = field(_TEMPLATE)
-    completion: Text | list[Text] = field(_TEMPLATE)
+    prompt: Text | list[Text] = field(_TEMPLATE_VALUES)
+    completion: Text | list[Text] = field(_TEMPLATE_VALUES)
     max_length: Count = field("a whole number of at least 1", 512)
     max_completion_length: Count = field("a whole number of at least 1", 128)
 
@@ -151,7 +152,7 @@ class EvaluationConfig(Section, frozen=True):
     group_by: Text | list[Text] | None = field("a column name or a list of column names", None)
     max_samples: Count | None = field("a whole number of at least 1", None)
     general_text: Text | list[Text] | None = field("a file or a list of files", None)
-    general_template: Text | list[Text] = field(_TEMPLATE, "{text}")
+    general_template: Text | list[Text] = field(_TEMPLATE_VALUES, "{text}")
     max_general_samples: Count = field("a whole number of at least 1", 256)
 
     @property
@@ -163,7 +164,7 @@ class EvaluationConfig(Section, frozen=True):
         """Validate metrics and templates.
 
         Raises:
-            InputError: A metric is unknown, its data are not installed, or `generate` is missing; or the template is
+            InputError: A metric is unknown, its data are not installed, `generate` is missing, or `general_template` is
                 invalid.
         """
         for name in self.metrics:
@@ -224,7 +225,7 @@ class CausalLMConfig(LanguageConfig, frozen=True):
     def derived_training(self) -> dict[str, Any]:
         """Mixed precision on GPUs that support bfloat16, and activation checkpointing on accelerators."""
         # TRL enables both on all devices, but on a CPU they only slow training down.
-        # Without the argument, torch also accepts GPUs that only emulate bfloat16.
+        # Without `including_emulation=False`, torch also accepts GPUs that only emulate bfloat16.
         bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return {"bf16": bf16, "activation_checkpointing": torch.accelerator.is_available()}
 

@@ -61,13 +61,13 @@ def compute_likelihood(
     """
     device = next(model.parameters()).device
     seq2seq = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    # Negative log-likelihood, and number of labelled tokens.
+    # Negative log-likelihood in nats, and number of labelled tokens.
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")
-    # Batches of rows with similar lengths need little padding.
     lengths = count_tokens(dataset)
+    # Batches of rows with similar lengths need little padding. A shard is a list of pairs (row index, is_counted).
     shard = split_between_processes(sorted(range(len(lengths)), key=lengths.__getitem__))
     batches = DataLoader(dataset.select([i for i, _ in shard]), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
-    # One flag per row, in the order of the batches.
+    # In the order of the batches.
     counted_flags = iter([is_counted for _, is_counted in shard])
     training = model.training
     model.eval()

@@ -57,7 +57,7 @@ _REFUSED_OPTIONS = {
         "on_nonfinite decides whether training continues after such a loss",
     ),
 }
-#: Number of steps in the trial schedule, whose learning rates are all computed.
+#: Number of steps in the schedule built for validation. The learning rates of all steps are computed.
 _SCHEDULE_STEPS = 1000
 #: Training arguments whose value is a mapping or the path of a JSON file.
 JSON_FILE_ARGS = ("deepspeed", "fsdp_config", "accelerator_config")
@@ -135,6 +135,7 @@ def _validate_optimizer_and_schedule(arguments: TrainingArguments) -> None:
             parameters = options.pop("params", options.pop("model", model.parameters()))
             optimizer_class(parameters, **options)
     except Exception as error:
+        # With `optim_target_modules`, only a missing package is certain to fail with the user's model too.
         if arguments.optim_target_modules is None or isinstance(error, ImportError):
             raise InputError(
                 f"training.optim {OptimizerNames(arguments.optim).value}: {_format_first_line(error)}"
@@ -154,9 +155,9 @@ def _validate_optimizer_and_schedule(arguments: TrainingArguments) -> None:
             for step in range(_SCHEDULE_STEPS):
                 float(lr_lambda(step))
     except Exception as error:
-        shown = "" if kwargs is None else f" with lr_scheduler_kwargs {kwargs}"
+        options_text = "" if kwargs is None else f" with lr_scheduler_kwargs {kwargs}"
         name = SchedulerType(arguments.lr_scheduler_type).value
-        raise InputError(f"training.lr_scheduler_type {name}{shown}: {_format_first_line(error)}") from None
+        raise InputError(f"training.lr_scheduler_type {name}{options_text}: {_format_first_line(error)}") from None
 
 
 def _validate_loader(arguments: TrainingArguments) -> None:

@@ -104,7 +104,7 @@ def _read_peak_memory() -> int | None:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.is_file():
-        # On Linux, `ru_maxrss` starts at the peak of the process that started this one.
+        # On Linux, `ru_maxrss` starts at the peak of the parent process. `VmHWM` (KiB) is the peak of this process.
         lines = status.read_text(encoding="ascii", errors="replace").splitlines()
         return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
     # `resource` exists only on Unix. Type checkers understand a comparison with `sys.platform`.
@@ -112,7 +112,7 @@ def _read_peak_memory() -> int | None:
         return None
     import resource
 
-    # In bytes on macOS.
+    # macOS reports bytes, not KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -77,7 +77,7 @@ class AdapterTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the configured learning rate. The Trainer would log a multiple of this rate, that of the first group."""
+        """Log the configured learning rate. The Trainer would log the rate of the first parameter group, a multiple."""
         groups = getattr(self.optimizer, "param_groups", [{}])
         if "learning_rate" in logs:
             logs["learning_rate"] /= groups[0].get("multiplier", 1.0)
