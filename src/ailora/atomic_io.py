@@ -28,7 +28,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 #: Errors of file systems that cannot flush a folder, such as some network and FUSE file systems, and of folders that
 #: may be written to but not read.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM)
-#: Strings that stand for numbers without a JSON syntax. JavaScript and protobuf use these strings too.
+#: Strings that stand for numbers that JSON cannot express. JavaScript and protobuf use these strings too.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -36,7 +36,8 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def replacing_file(file: Path) -> Generator[BinaryIO, None, None]:
     """Open a temporary file, which replaces `file` if the body succeeds and is removed if the body fails.
 
-    During the body, a lock prevents other processes from writing `file`. A link at `file` is replaced, not followed.
+    During the body, a lock prevents other processes from writing `file`. A symbolic link at `file` is replaced, not
+    followed.
 
     Yields:
         Stream of the temporary file.
@@ -200,6 +201,7 @@ def restore_non_finite(data: T) -> T:
 
 def _name_non_finite(data: object) -> object:
     """Replace NaN and infinite numbers by the strings that stand for them."""
+    # By default, `json.dumps` writes such a number as the bare word NaN, Infinity or -Infinity.
     return _replace_leaves(data, lambda leaf: json.dumps(leaf) if _is_non_finite(leaf) else leaf)
 
 
@@ -237,7 +239,7 @@ def replacing_folder(folder: Path) -> Generator[Path, None, None]:
     lock = _temporary_path(folder, "lock")
     with holding_lock(lock, folder):
         try:
-            _finish_exchange(folder, old)
+            _restore_or_remove(folder, old)
             _remove(partial)
             partial.mkdir()
             try:
@@ -250,7 +252,7 @@ def replacing_folder(folder: Path) -> Generator[Path, None, None]:
                 partial.rename(folder)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
-                _finish_exchange(folder, old)
+                _restore_or_remove(folder, old)
                 raise
             sync_folder(folder.parent)
             _remove(old)
@@ -274,12 +276,13 @@ def replacing_files(folder: Path, *, timeout_s: float = 0.0) -> Generator[Path, 
         Path of the temporary folder, which is empty.
 
     Raises:
-        InputError: Another process is writing to the folder for longer than the timeout, `folder` is a file, or a
-            folder has the name of a file.
+        InputError: Another process is writing to the folder for longer than the timeout, `folder` is a file, or there
+            is a folder at the path of a new file, or a file at the path of its parent.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot write to {folder}: expected a folder, and it is a file")
     folder.mkdir(parents=True, exist_ok=True)
+    # Both are in `folder`, with the names `.files.ailora-partial` and `.files.ailora-lock`.
     partial, lock = (_temporary_path(folder / "files", kind) for kind in ("partial", "lock"))
     with holding_lock(lock, folder, timeout_s=timeout_s):
         try:
@@ -308,8 +311,8 @@ def _validate_replaceable(file: Path) -> None:
         raise InputError(f"cannot write {file}: {file.parent} is a file, and a folder is expected")
 
 
-def _finish_exchange(folder: Path, old: Path) -> None:
-    """Undo an exchange killed between its two renames, or remove the old folder left by a complete exchange."""
+def _restore_or_remove(folder: Path, old: Path) -> None:
+    """Restore `old` if `folder` is missing, as after a kill between the two renames. Otherwise, remove `old`."""
     # Restore only a folder: a link or a file with this name is not from this module.
     if old.is_dir() and not old.is_symlink() and not folder.exists():
         old.rename(folder)

@@ -26,16 +26,17 @@ def format_value(value: object, name: str = "") -> str:
 
     Args:
         value: Plain data.
-        name: Key of the value. A key with `bytes`, `seconds` or `learning_rate` sets the unit. A number with the key
-            `seed` has no commas, because readers copy it.
+        name: Key of the value. A key that contains `bytes`, `seconds` or `learning_rate` sets the unit. If it contains
+            `seed`, numbers have no thousands separators, because readers copy seeds.
 
     Returns:
-        Numbers with four digits, booleans as yes or no, collections as lists, and `-` for None and empty strings.
+        Integers with all digits, floats as by `format_number`, booleans as yes or no, collections as lists, and `-` for
+        None and empty strings.
     """
     if is_finite(value):
-        for unit, format_in_unit in _UNITS.items():
-            if unit in name:
-                return format_in_unit(value)
+        for key_part, formatter in _KEY_FORMATTERS.items():
+            if key_part in name:
+                return formatter(value)
     match value:
         case None | "":
             text = "-"
@@ -55,14 +56,15 @@ def format_value(value: object, name: str = "") -> str:
 
 
 def format_number(value: float, sign: str = "") -> str:
-    """Format a number with four digits, and an infinite number or NaN in words.
+    """Format a number in a few characters, and an infinite number or NaN in words.
 
     Args:
         value: Number to format.
         sign: `+` to write the sign of positive numbers too.
 
     Returns:
-        Formatted number.
+        Zero and absolute values from 0.001 to 1000 with four decimals, those from 1000 to 100,000 as whole numbers, and
+        all others with three significant digits.
     """
     if math.isnan(value):
         return "not a number"
@@ -80,7 +82,7 @@ def format_interval(value: float, low: float | None, high: float | None, sign: s
 
 
 def format_alike(values: Sequence[float], sign: str = "") -> list[str]:
-    """Format numbers for comparison, all with the number of decimals that suits the largest.
+    """Format numbers for comparison, all in the format of the number with the largest absolute value.
 
     Args:
         values: Numbers to format.
@@ -95,6 +97,7 @@ def format_alike(values: Sequence[float], sign: str = "") -> list[str]:
 
 
 def _format_spec(*values: float) -> str:
+    """Return the format specification for the number with the largest absolute value; see `format_number`."""
     largest = max(map(abs, values))
     if largest == 0 or 1e-3 <= largest < 1000:
         return ".4f"
@@ -107,7 +110,7 @@ def format_percent(share: float) -> str:
 
 
 def format_lr(value: object) -> str:
-    """Format a learning rate with three digits."""
+    """Format a learning rate with three significant digits."""
     return f"{value:.3g}" if is_real(value) else format_value(value)
 
 
@@ -131,7 +134,7 @@ def format_duration(seconds: object) -> str:
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-_UNITS = {"bytes": format_bytes, "seconds": format_duration, "learning_rate": format_lr, "seed": str}
+_KEY_FORMATTERS = {"bytes": format_bytes, "seconds": format_duration, "learning_rate": format_lr, "seed": str}
 
 
 def format_signal(number: int) -> str:
@@ -180,7 +183,7 @@ def limit_sentences(sentences: Sequence[str], table: str, limit: int = 6) -> lis
 
 
 def escape_controls(text: str) -> str:
-    """Escape control characters, because they could control a terminal, and marks for the direction of text."""
+    """Escape control characters, marks for the direction of text, and lone surrogates, which can garble a terminal."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
@@ -213,7 +216,7 @@ def capitalize(text: str) -> str:
 
 
 def downsample(points: Sequence[T], limit: int) -> list[T]:
-    """Choose at most `limit` evenly spaced points, including the first and the last."""
+    """Choose at most `limit` (2 or more) evenly spaced points, including the first and the last."""
     if len(points) <= limit:
         return list(points)
     return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]

@@ -96,6 +96,7 @@ def parse_json(text: str, where: Path | str, *, allow_nan: bool = False) -> Any:
             parse_constant=hooks.build_constant,
         )
     except json.JSONDecodeError as error:
+        # For a line of JSON Lines, `where` already ends with the line number, and `lineno` is 1.
         place = f"{where}:{error.lineno}" if error.lineno > 1 or isinstance(where, Path) else where
         raise InputError(f"{place}: not JSON: {error.msg}") from None
     except RecursionError:
@@ -127,7 +128,8 @@ class _Hooks:
 
     def build_int(self, digits: str) -> int | float:
         number = self.build_float(digits)
-        # An integer larger than any float becomes infinite; `int` would raise ValueError beyond 4,300 digits.
+        # With `allow_nan`, an integer larger than any float becomes infinite. `int` would raise ValueError beyond 4,300
+        # digits.
         return int(digits) if math.isfinite(number) else number
 
     def build_float(self, digits: str) -> float:

@@ -55,7 +55,7 @@ def approximate_product(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor
     Args:
         B: Factor (out, r).
         A: Factor (r, in).
-        rank: Rank of the new factors; zeros pad a product of smaller rank.
+        rank: Rank of the new factors. If `B A` has a smaller rank, the factors are padded with zeros.
 
     Returns:
         `B` (out, rank) and `A` (rank, in) in float64.
@@ -89,10 +89,10 @@ class UpdateStats:
     """Norms and singular values of a planned adapter's update.
 
     Attributes:
-        norm: `|dW|`, Frobenius norm of the update `dW = s B A`.
+        norm: `|dW|`, Frobenius norm of the update: `dW = s B A`, or `dW = s (B A - B0 A0)` with an anchor `B0 A0`.
         anchor_norm: `|s B0 A0|`. None without an anchor.
-        moved_A: `|dA| / |A0|`. None without an anchor, or for a zero `A0`.
-        moved_B: `|dB| / |B0|`. None without an anchor, or for a zero `B0`.
+        moved_A: `|A - A0| / |A0|`. None without an anchor, or for a zero `A0`.
+        moved_B: `|B - B0| / |B0|`. None without an anchor, or for a zero `B0`.
         singular_values: Singular values of `dW`, descending.
     """
 
@@ -113,6 +113,7 @@ def compute_update_stats(factors: ProjectionFactors) -> UpdateStats:
     """Compute the norms and singular values of an update from stored factors."""
     scaling = factors.planned.scaling
     values = (scaling * compute_singular_values(factors.B, factors.A)).tolist()
+    # The Frobenius norm of a matrix is the norm of its singular values.
     norm = float(torch.tensor(values, dtype=torch.float64).norm())
     if not factors.has_anchor:
         return UpdateStats(norm, None, None, None, tuple(values))

@@ -44,34 +44,36 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
         settings: Perplexity and seeds.
 
     Returns:
-        Embedding. Rows hold `pca_x`, `pca_y` in the unit of the weights, and `tsne_x`, `tsne_y`. The latter are NaN for
-        fewer than eight points and for points on a line. For such points, the info lacks all keys below except
-        `explained`:
+        Embedding. Rows hold `pca_x`, `pca_y` in the unit of the weights, and `tsne_x`, `tsne_y`. For fewer than eight
+        points and for points on a line, `tsne_x` and `tsne_y` are NaN, and the info has only the first of these keys:
 
         - `explained`: shares of the variance along both PCA axes.
+        - `perplexity`: perplexity of t-SNE.
         - `pca_trustworthiness`, and `tsne_trustworthiness` by seed: 1 if all neighbours in the plane are also
           neighbours in the original space (Venna and Kaski, 2001).
         - `neighbours`: number of nearest neighbours that trustworthiness compares.
-        - `agreement`: Spearman correlation between the distances in the plane of two seeds, averaged over all pairs of
-          seeds. NaN for a single seed.
-        - `seed`: seed with the lowest divergence.
+        - `agreement`: Spearman correlation between the pairwise distances in the embeddings of two seeds, averaged over
+          all pairs of seeds. NaN for a single seed.
+        - `seed`: seed of the returned t-SNE embedding, which has the lowest Kullback-Leibler divergence.
     """
     coordinates, variances = principal_coordinates(products)
     n, points = len(products), point_set.points
     pca, tsne = np.zeros((n, 2)), np.full((n, 2), np.nan)
     pca[:, : coordinates.shape[1]] = coordinates[:, :2]
-    total = float(variances.sum()) or 1.0
+    # The variance is zero for equal points.
+    total_variance = float(variances.sum()) or 1.0
     info: Row = {
         "cloud": point_set.name,
         "points": n,
         "heads": points[0].head is not None,
-        "explained": [float(v) / total for v in (*variances, 0.0, 0.0)[:2]],
+        # The zeros stand for missing axes, of equal points and of points on a line.
+        "explained": [float(variance) / total_variance for variance in (*variances, 0.0, 0.0)[:2]],
     }
     if n >= _MIN_TSNE_POINTS and coordinates.shape[1] > 1:
-        models = len({point.model.name for point in points})
+        n_models = len({point.model.name for point in points})
         # 5 is scikit-learn's default. The nearest points to a weight are often the same weight in other models, so
         # twice the number of models also includes other layers. scikit-learn requires less than half of the points.
-        neighbours = min(max(5, 2 * models), (n - 1) // 2)
+        neighbours = min(max(5, 2 * n_models), (n - 1) // 2)
         tsne, tsne_info = _tsne(coordinates, settings, neighbours)
         trust = float(trustworthiness(coordinates, pca, n_neighbors=neighbours))
         info |= tsne_info | {"neighbours": neighbours, "pca_trustworthiness": trust}
@@ -104,10 +106,10 @@ def principal_coordinates(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     values, vectors = values[::-1], vectors[:, ::-1]
     # Centring makes an eigenvalue zero, up to a rounding error of either sign.
     positive = values > max(values[0], 0.0) * 1e-12
-    points = vectors[:, positive] * np.sqrt(values[positive])
+    coordinates = vectors[:, positive] * np.sqrt(values[positive])
     # `eigh` returns axes with arbitrary signs. Without this rule, some machines would mirror the chart.
-    points *= np.where((points**3).sum(axis=0) < 0, -1.0, 1.0)
-    return points, values[positive] / len(products)
+    coordinates *= np.where((coordinates**3).sum(axis=0) < 0, -1.0, 1.0)
+    return coordinates, values[positive] / len(products)
 
 
 def choose_perplexity(points: int, perplexity: float | None) -> float:
@@ -120,10 +122,12 @@ def choose_perplexity(points: int, perplexity: float | None) -> float:
     Returns:
         Requested perplexity, limited to (points - 1) / 3. Without a request, (points - 1) / 4, limited to 30.
     """
+    # t-SNE uses about `3 * perplexity` neighbours of each point. 30 is scikit-learn's default.
     return min(30.0, (points - 1) / 4) if perplexity is None else min(perplexity, (points - 1) / 3)
 
 
 def _tsne(coordinates: np.ndarray, settings: AnalysisSettings, neighbours: int) -> tuple[np.ndarray, Row]:
+    """Embed points by t-SNE with each seed. Return the embedding with the lowest divergence, and its info."""
     n = len(coordinates)
     perplexity = choose_perplexity(n, settings.perplexity)
     # The scale does not matter for t-SNE, but scikit-learn stores squared distances in float32.

@@ -55,7 +55,7 @@ class ModuleTask:
         return self.weight.module
 
     def is_finished(self) -> bool:
-        """Return whether the file of the module exists and has a valid header."""
+        """Return whether the file exists, and has a valid header that names the module."""
         try:
             return read_header(self.file).metadata.get("module") == self.module
         except InputError:
@@ -161,12 +161,12 @@ def run_in_turn(tasks: Sequence[ModuleTask]) -> Iterator[tuple[ModuleTask, Timin
     with ThreadPoolExecutor(1) as io_thread:
         next_weight = io_thread.submit(_load, tasks[0]) if tasks else None
         pending_write: Future[None] | None = None
-        for number, task in enumerate(tasks):
+        for index, task in enumerate(tasks):
             assert next_weight is not None
             started_at = time.perf_counter()
             loaded = next_weight.result()
             loaded_at = time.perf_counter()
-            next_weight = io_thread.submit(_load, tasks[number + 1]) if number + 1 < len(tasks) else None
+            next_weight = io_thread.submit(_load, tasks[index + 1]) if index + 1 < len(tasks) else None
             result = _decompose(task, loaded)
             decomposed_at = time.perf_counter()
             if pending_write is not None:
@@ -187,14 +187,18 @@ def _load(task: ModuleTask) -> _LoadedWeight:
 def _decompose(task: ModuleTask, loaded: _LoadedWeight) -> ModuleResult:
     weight = loaded.matrix.to(task.device)
     with nullcontext() if task.cached else without_cache():
-        initial = [_initial_factors(task, planned, weight) for planned in task.adapters]
-    A, B = (factor.stack() for factor in build_factors(initial, task.plan))
+        initial_factors = [_initial_factors(task, planned, weight) for planned in task.adapters]
+    A, B = (factor.stack() for factor in build_factors(initial_factors, task.plan))
     tensors = {"lora_A.weight": A, "lora_B.weight": B}
     # PEFT computes magnitudes only for new adapters. The file of a saved adapter must contain them.
     if task.plan.options.dora:
         validate_dora_rows(weight, task.module)
         tensors["lora_magnitude_vector"] = weight.to(A.dtype).norm(dim=1).cpu()
-    floored = {i.planned.projection.name: int(i.factors.floored) for i in initial if i.factors.floored}
+    floored = {
+        initial.planned.projection.name: int(initial.factors.floored)
+        for initial in initial_factors
+        if initial.factors.floored
+    }
     return ModuleResult(task.module, tensors, loaded.fingerprint, floored)
 
 
@@ -206,6 +210,6 @@ def _initial_factors(task: ModuleTask, planned: PlannedAdapter, weight: Tensor) 
 
 
 def derive_seed(seed: int, name: str) -> int:
-    """Derive the seed of a module's random init, independent of the order of tasks."""
+    """Derive a seed from a run's seed and the name of a module or projection, independent of the order of tasks."""
     # The shift makes the seed fit into a signed 64-bit integer.
     return int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1

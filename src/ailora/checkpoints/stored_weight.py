@@ -91,7 +91,7 @@ def open_adapted_base(
 
 
 def _validate_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Refuse a configuration that does not describe the weights. Loaders would refuse the merged model.
+    """Refuse a configuration that does not describe the weights, because loaders would refuse the merged model.
 
     Raises:
         ModelError: The shape of a tensor contradicts the configuration, or the configuration describes a quantization
@@ -110,8 +110,9 @@ def _validate_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
                 )
         return
     settings = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    has_quantized = not all(tensor.floating for tensor in checkpoint.tensors.values())
     # Some quantization methods, such as BitNet, quantize floating-point weights on loading.
-    if settings.get("quantization_mode") == "online" or not all(t.floating for t in checkpoint.tensors.values()):
+    if has_quantized or settings.get("quantization_mode") == "online":
         return
     raise ModelError(
         f"{file} has a quantization_config ({settings.get('quant_method')}), but no tensor of the checkpoint is "

@@ -45,7 +45,7 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Compare weights before and after fine-tuning: embeddings, updates, spectra."""
-    from ailora.analysis import analyze as compare
+    from ailora.analysis import analyze as analyze_models
     from ailora.analysis.analysis_result import validate_output_dir
     from ailora.cli.tables import print_json, print_line
     from ailora.model_path import model_folder
@@ -54,13 +54,13 @@ def analyze(
     models = after or []
     # An analysis takes long, so an output folder that cannot be written is refused first.
     out = validate_output_dir(out, [model_folder(base), *map(Path, models)], force=force)
-    result = compare(
+    result = analyze_models(
         base,
         models,
         roles=[role.strip() for role in roles.split(",") if role.strip()],
         role_names=parse_role_names(role_names),
         rank=rank,
-        # `compare` validates the string.
+        # `analyze_models` validates the string.
         points=cast("PointKind", points),
         perplexity=perplexity,
         top=top,
@@ -103,7 +103,7 @@ def _make_means_table(analysis: Analysis) -> Table:
         if len(updates):
             means += [*updates[["norm", "relative", "effective_rank"]].mean(), *weights[["intruders"]].mean()]
         cells = [model, role, str(len(weights)), *map(format_number, means)]
-        # The base has no update.
+        # The base has no update, so its row ends with empty cells.
         return *cells, *[""] * (len(columns) - len(cells))
 
     rows = filter(None, (row(model, role) for model in ("base", *analysis.models) for role in analysis.roles))

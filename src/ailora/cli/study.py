@@ -26,7 +26,7 @@ def run(
     retry_refused: Annotated[
         bool,
         typer.Option(
-            "--retry-refused", help="Run trials again that were refused for invalid input, such as a missing file."
+            "--retry-refused", help="Also run trials that were refused for invalid input, such as a missing file."
         ),
     ] = False,
 ) -> None:
@@ -67,6 +67,7 @@ def work(
     # Job schedulers stop a job with SIGTERM. This handler returns the trial to the queue, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     secrets = None
+    # `ailora study run` starts tied workers, which stop when their parent process ends.
     if tied:
         # The URL on the command line of a tied worker has no password.
         storage, secrets = read_handover()
@@ -84,7 +85,7 @@ def work(
                 validate_machine(*loaded)
             work_on_study(*loaded)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(130)  # 128 + SIGINT, as from a shell after Ctrl-C
 
 
 @study.command()

@@ -62,16 +62,16 @@ class Spectral(Init):
         del generator  # the decomposition is deterministic
         triplets = cached_svd(weight, rank, self.band)
         if self.size is Size.UNIT:
-            # A count for each matrix of a batch, because callers split batches. No singular value is used, or clamped.
+            # No singular value is used, so none is clamped. Callers split batches and need a count for each matrix.
             floored = torch.zeros_like(triplets.S[..., 0], dtype=torch.int64)
             return Factors(A=triplets.Vh * KAIMING_ROW_NORM, B=triplets.U * KAIMING_ROW_NORM, floored=floored)
         dtype = triplets.S.dtype
-        # The second conversion is for norms outside the range of float32, which are in float64.
+        # The second conversion is necessary, because norms outside the range of float32 are returned in float64.
         min_value = min_singular_value(weight.to(dtype)).to(dtype)[..., None]
         # A zero weight has no scale, so its factors get the scale of plain LoRA.
         min_value = torch.where(min_value > 0, min_value, KAIMING_ROW_NORM**2 * scaling)
         # Clamping does not change the initial output: the anchored form is exact for any factors, and the residual form
-        # subtracts the product of the clamped ones.
+        # subtracts the product of the clamped factors.
         root = (triplets.S.clamp_min(min_value) / scaling).sqrt()
         floored = (min_value > triplets.S).sum(dim=-1)
         return Factors(A=triplets.Vh * root[..., :, None], B=triplets.U * root[..., None, :], floored=floored)

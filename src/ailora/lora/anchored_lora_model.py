@@ -19,8 +19,9 @@ class AnchoredLoraModel(LoraModel):
     """PEFT's `LoraModel`, in which adapters with the same configuration object start from the same anchors.
 
     TRL's trainers with a reference model (DPO, KTO, RLOO, GRPO) add an adapter `ref` with the configuration object of
-    `default`, then copy every parameter of `default` by name. PEFT's own factors for `ref` would have no `delta`.
-    Adapters with a separate configuration object, for example from `load_adapter`, keep PEFT's factors.
+    `default`, then copy every parameter of `default` by name. PEFT's own factors for `ref` would lack the parameter
+    `delta` of an anchored factor. Adapters with a separate configuration object, for example from `load_adapter`, keep
+    PEFT's factors.
 
     While the base model has residual weights, this class refuses adapters with a separate configuration object, because
     they would run on weights for which they were not made. It also refuses to delete or unload the last adapter
@@ -28,6 +29,7 @@ class AnchoredLoraModel(LoraModel):
     incomplete files are refused too.
     """
 
+    #: Metadata of each ailora adapter by adapter name.
     ailora_metadata: dict[str, AdapterMetadata]
 
     def inject_adapter(  # noqa: PLR0917 (PEFT's signature)
@@ -66,7 +68,7 @@ class AnchoredLoraModel(LoraModel):
         super().delete_adapter(adapter_name)
 
     def unload(self) -> nn.Module:
-        # A merged adapter has turned the residual weights into the trained weights.
+        # After merging, the base model has the trained weights instead of the residual weights, so nothing is lost.
         if not has_merged_adapter(self.model):
             self._validate_no_residual("the adapter cannot be unloaded")
         return super().unload()
@@ -88,7 +90,7 @@ class AnchoredLoraModel(LoraModel):
         return [name for name in residual if name in self.peft_config]
 
     def _find_source(self, adapter_name: str) -> str | None:
-        """Return the ailora adapter that shares the configuration object of a new adapter. None if there is none."""
+        """Return the name of the ailora adapter that shares its configuration object with a new adapter, or None."""
         config = self.peft_config[adapter_name]
         shared = (name for name in self.ailora_metadata if self.peft_config.get(name) is config)
         return next((name for name in shared if name != adapter_name), None)
@@ -96,11 +98,11 @@ class AnchoredLoraModel(LoraModel):
 
 def _restart_from(factors: nn.ModuleDict, source: str, adapter_name: str) -> None:
     """Replace PEFT's factor of a new adapter by a copy of the source's factor, reset to the initial values."""
-    factor, stock = factors[source], factors[adapter_name]
-    if not isinstance(factor, PackedFactor):
+    source_factor, peft_factor = factors[source], factors[adapter_name]
+    if not isinstance(source_factor, PackedFactor):
         return
-    assert isinstance(stock, nn.Linear)
-    new_factor = copy.deepcopy(factor)
+    assert isinstance(peft_factor, nn.Linear)
+    new_factor = copy.deepcopy(source_factor)
     new_factor.zero_grad(set_to_none=True)
-    new_factor.restart(stock.weight)
-    factors[adapter_name] = new_factor.requires_grad_(stock.weight.requires_grad)
+    new_factor.restart(peft_factor.weight)
+    factors[adapter_name] = new_factor.requires_grad_(peft_factor.weight.requires_grad)

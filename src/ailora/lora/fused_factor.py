@@ -1,8 +1,8 @@
 """Stock LoRA factors of a fused projection, joined from a factor for each role.
 
-`A = [A_q; A_v]` and `B = [B_q, B_v]` contain the factors of all roles. A block of `B` is zero outside the rows of its
-role, so a fused projection trains exactly like separate projections. With `couple_roles`, a block has entries in all
-rows.
+For the roles query and value, `A = [A_q; A_v]` and `B = [B_q, B_v]`. A block of `B`, such as `B_q`, is zero outside
+the rows of its role, so a fused projection trains exactly like separate projections. With `couple_roles`, a block has
+entries in all rows.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class FusedFactor(PackedFactor):
         return self.join(part.to_file() for part in self.parts.values())
 
     def from_file(self, weight: Tensor) -> Tensor:
-        split = self.split(weight, {role: part.file_shape for role, part in self.parts.items()})
-        return self.join(part.from_file(split[role]) for role, part in self.parts.items())
+        file_factors = self.split(weight, {role: part.file_shape for role, part in self.parts.items()})
+        return self.join(part.from_file(file_factors[role]) for role, part in self.parts.items())
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
         # PyTorch later calls the load hook of each part, which unpacks the key `weight` of the part.
@@ -135,7 +135,7 @@ class FusedB(FusedFactor):
     def split(
         self, weight: Float[Tensor, "out r"], shapes: Mapping[str, tuple[int, int]] | None = None
     ) -> dict[str, Tensor]:
-        # Slicing by row ranges needs no index buffers, which an engine may keep on the meta device while it loads.
+        # Slice by row ranges: an engine such as FSDP2 may keep the index buffers on the meta device while it loads.
         return {
             role: torch.cat([block[start:stop] for start, stop in self._ranges[role]], dim=0)
             for role, block in self._blocks(weight, shapes).items()
