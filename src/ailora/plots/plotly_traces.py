@@ -30,7 +30,7 @@ class PlotlyFigure(TypedDict):
 
 
 def escape(text: str) -> str:
-    """Escape text, so that Plotly does not interpret markup and templates `%{...}` in it."""
+    """Escape text, so that Plotly shows markup, templates `%{...}` and line breaks as they are in the text."""
     return html.escape(text, quote=False).replace("%{", "%&#123;").replace("\n", "<br>")
 
 
@@ -69,7 +69,10 @@ def series_trace(series: Series, x: Iterable[float | None], y: Iterable[float | 
 
 
 def error_bars(series: Series, points: Iterable[int]) -> Json:
-    """Return error bars for the points (indices) with intervals."""
+    """Return the key `error_y` of a trace, with the intervals of the points with the given indices.
+
+    Returns an empty dict if none of these points has an interval.
+    """
     points = [i for i in points if series.has_interval(i)]
     if not points:
         return {}

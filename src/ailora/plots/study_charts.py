@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ailora.formatting import capitalize, downsample, format_lr, is_real, pluralize
-from ailora.plots.chart_spec import Axis, Plot, Series
+from ailora.plots.chart_spec import COLOURS, Axis, Plot, Series
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.method_results import MethodResult
 from ailora.studies.statistics import Estimate
@@ -19,27 +19,27 @@ from ailora.studies.verdict_summary import describe_comparison
 _MAX_POINTS = 60
 #: Largest number of bars in a chart of costs. More costs are only in the table.
 _MAX_BARS = 60
-#: Width of the points that lie side by side in a category, as a share of the category's width.
+#: Width over which the points of all methods in a category are spread, as a share of the category's width.
 _CLUSTER_WIDTH = 0.45
-#: Fewest seeds for intervals at shared rates. Intervals from two seeds are so wide that points are hard to see.
+#: Fewest seeds for intervals in charts over rates. Intervals from two seeds are so wide that points are hard to see.
 _MIN_INTERVAL_SEEDS = 3
 
 
 def score_charts(comparison: Comparison) -> Iterator[Plot]:
     """Chart the scores with their intervals, for each task and setting."""
     design = comparison.design
-    for base, others in comparison.by_baseline():
-        metric, better = design.metric_label(base), "larger" if design.larger_is_better(base) else "smaller"
-        scored = [c for c in (base, *others) if comparison.results[c].score is not None]
+    for baseline, others in comparison.by_baseline():
+        metric, better = design.metric_label(baseline), "larger" if design.larger_is_better(baseline) else "smaller"
+        scored = [c for c in (baseline, *others) if comparison.results[c].score is not None]
         if not scored:
             continue
         yield Plot(
-            name=chart_name("scores", base.label),
-            title=_title(f"Score: {metric}", base.label),
+            name=chart_name("scores", baseline.label),
+            title=_title(f"Score: {metric}", baseline.label),
             kind="points",
-            x=Axis("method", categories=tuple(c.method_label(base) for c in scored)),
+            x=Axis("method", categories=tuple(c.method_label(baseline) for c in scored)),
             y=Axis(metric),
-            series=tuple(_score_series(comparison, c.method_label(base), {i: c}) for i, c in enumerate(scored)),
+            series=tuple(_score_series(comparison, c.method_label(baseline), {i: c}) for i, c in enumerate(scored)),
             caption=f"Mean over seeds at each method's best learning rate, with its 95 % t-interval; {better} is "
             "better. Methods share seeds, so overlapping intervals do not mean that methods are equal. Compare the "
             "verdicts instead.",
@@ -47,7 +47,7 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
 
 
 def varied_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart the scores over the numeric setting of `varied_key`, such as the rank (the paper's Figure 5).
+    """Chart the scores over the numeric setting of `varied_key`, such as the rank (Figure 5 of arXiv 2510.08034).
 
     The grid's other settings are fixed in a chart, and each combination of their values has a chart of its own.
     """
@@ -57,9 +57,11 @@ def varied_charts(comparison: Comparison) -> Iterator[Plot]:
     by_label: dict[str, list[Condition]] = {}
     for condition in comparison.results:
         if key in condition.values:
-            fixed = format_setting({k: v for k, v in condition.values.items() if k != key})
-            task = Condition(condition.task, condition.method).label
-            by_label.setdefault(", ".join(part for part in (task, fixed) if part), []).append(condition)
+            fixed_setting = format_setting({k: v for k, v in condition.values.items() if k != key})
+            # Without a setting, the label is that of the task alone.
+            task_label = Condition(condition.task, condition.method).label
+            label = ", ".join(part for part in (task_label, fixed_setting) if part)
+            by_label.setdefault(label, []).append(condition)
     for label, conditions in by_label.items():
         metric = comparison.design.metric_label(conditions[0])
         setting = key.rpartition(".")[2]
@@ -88,26 +90,28 @@ def varied_key(comparison: Comparison) -> str | None:
     Returns None if there is no such key.
     """
     grid = comparison.design.config.grid
-    numbers = [key for key, values in grid.items() if len(values) > 1 and all(map(is_real, values))]
-    return "adapter.rank" if "adapter.rank" in numbers else numbers[0] if len(numbers) == 1 else None
+    numeric_keys = [key for key, values in grid.items() if len(values) > 1 and all(map(is_real, values))]
+    if "adapter.rank" in numeric_keys:
+        return "adapter.rank"
+    return numeric_keys[0] if len(numeric_keys) == 1 else None
 
 
 def rate_charts(comparison: Comparison) -> Iterator[Plot]:
     """Chart the validation score over the learning rate, for each task and setting."""
-    for base, others in comparison.by_baseline():
-        metric = comparison.design.metric(base)
-        results = [result for c in (base, *others) if (result := comparison.results[c]).curve]
+    for baseline, others in comparison.by_baseline():
+        metric = comparison.design.metric(baseline)
+        results = [result for c in (baseline, *others) if (result := comparison.results[c]).curve]
         if not results:
             continue
         yield Plot(
-            name=chart_name("rates", base.label),
-            title=_title(f"Validation {metric} over learning rate", base.label),
+            name=chart_name("rates", baseline.label),
+            title=_title(f"Validation {metric} over learning rate", baseline.label),
             kind="lines",
             x=Axis("learning rate", log=True),
             y=Axis(f"validation {metric}"),
             series=tuple(
                 _series(
-                    result.condition.method_label(base),
+                    result.condition.method_label(baseline),
                     {rate: _hide_wide_interval(estimate) for rate, estimate in result.curve.items()},
                     [
                         pluralize(estimate.n, "seed") + ("; the best rate" if rate == result.search.best else "")
@@ -124,7 +128,7 @@ def rate_charts(comparison: Comparison) -> Iterator[Plot]:
 
 def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
     """Chart the difference to the baseline at each shared rate and at the methods' best rates, for each task."""
-    for base, others in comparison.by_baseline():
+    for baseline, others in comparison.by_baseline():
         shared = {c: against for c in others if (against := comparison.against_baseline[c]).shared_rates.differences}
         rates = sorted({rate for against in shared.values() for rate in against.shared_rates.differences})
         if not rates:
@@ -134,16 +138,16 @@ def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
         shading_note = " Shaded: each method at its own best rate." if has_best else ""
         # Shifts along x, which place the methods side by side in a category.
         shifts = {c: (i - (len(shared) - 1) / 2) * _CLUSTER_WIDTH / len(shared) for i, c in enumerate(shared)}
-        better = "above" if comparison.design.larger_is_better(base) else "below"
+        better = "above" if comparison.design.larger_is_better(baseline) else "below"
         yield Plot(
-            name=chart_name("shared-rates", base.label),
-            title=_title(f"Minus {base.method} at shared rates", base.label),
+            name=chart_name("shared-rates", baseline.label),
+            title=_title(f"Minus {baseline.method} at shared rates", baseline.label),
             kind="points",
             x=Axis("learning rate", categories=tuple(categories)),
-            y=Axis(f"difference of {comparison.design.metric_label(base)}"),
+            y=Axis(f"difference of {comparison.design.metric_label(baseline)}"),
             series=tuple(
                 _series(
-                    condition.method_label(base),
+                    condition.method_label(baseline),
                     _by_category(against, rates, shifts[condition]),
                     _shared_rate_notes(against),
                     method_style(comparison, condition),
@@ -151,7 +155,7 @@ def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
                 for condition, against in shared.items()
             ),
             caption="Differences at each learning rate run by both methods, paired by seed; the 95 % t-interval where "
-            f"there are at least {_MIN_INTERVAL_SEEDS} seeds. Points {better} 0 are better than {base.method}. If "
+            f"there are at least {_MIN_INTERVAL_SEEDS} seeds. Points {better} 0 are better than {baseline.method}. If "
             f"points change sides, the shared rate decides which method seems better.{shading_note}",
             shaded=(len(rates) - 0.5, len(rates) + 0.5) if has_best else None,
         )
@@ -180,26 +184,26 @@ def _shared_rate_notes(against: BaselineComparison) -> list[str]:
 
 
 def convergence_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart the validation loss and the deciding metric over steps, at each method's best rate."""
-    for base, others in comparison.by_baseline():
-        for metric in dict.fromkeys(("loss", comparison.design.metric(base))):
+    """Chart the validation loss and the study's metric over steps, at each method's best rate."""
+    for baseline, others in comparison.by_baseline():
+        for metric in dict.fromkeys(("loss", comparison.design.metric(baseline))):
             # A point holds a step and the values of all seeds, equally many at every step. A single seed has no range.
             series = tuple(
                 Series(
-                    name=condition.method_label(base),
+                    name=condition.method_label(baseline),
                     x=[step for step, _ in points],
                     y=[_finite_mean(values) for _, values in points],
                     low=[min(values) for _, values in points] if len(points[0][1]) > 1 else (),
                     high=[max(values) for _, values in points] if len(points[0][1]) > 1 else (),
                     style=method_style(comparison, condition),
                 )
-                for condition in (base, *others)
+                for condition in (baseline, *others)
                 if (points := _values_over_steps(list(comparison.results[condition].at_best.values()), metric))
             )
             if series:
                 yield Plot(
-                    name=chart_name(f"convergence-{metric}", base.label),
-                    title=_title(f"Validation {metric} over steps", base.label),
+                    name=chart_name(f"convergence-{metric}", baseline.label),
+                    title=_title(f"Validation {metric} over steps", baseline.label),
                     kind="lines",
                     x=Axis("step"),
                     y=Axis(f"validation {metric}"),
@@ -240,8 +244,9 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
                     name=label or title,
                     x=list(range(len(methods))),
                     y=[costs.get((label, method), math.nan) for method in methods],
-                    # A series is a task and setting here. Style 0 is avoided, because it means the baseline elsewhere.
-                    style=(number + 2) % 8,
+                    # A series here is a task and setting, not a method. Styles start at 2, because style 0 means the
+                    # baseline in other charts.
+                    style=(number + 2) % len(COLOURS),
                 )
                 for number, label in enumerate(labels)
             ),
@@ -277,7 +282,8 @@ def _series(name: str, estimates: Mapping[float, Estimate], notes: Sequence[str]
 def method_style(comparison: Comparison, condition: Condition) -> int:
     """Return the style of a condition's method. A method has the same style in all charts; the baseline is black."""
     design = comparison.design
-    return [design.baseline, *(name for name in design.methods if name != design.baseline)].index(condition.method)
+    methods = [design.baseline, *(name for name in design.methods if name != design.baseline)]
+    return methods.index(condition.method)
 
 
 def _values_over_steps(results: Sequence[TrialResult], metric: str) -> list[tuple[int, list[float]]]:

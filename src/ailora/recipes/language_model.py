@@ -39,7 +39,7 @@ from ailora.recipes.training.role_trainers import AdapterTrainer
 
 _LOG = logging.getLogger("ailora")
 #: Name of the column in which `ailora predict` writes completions.
-_OUTPUT = "output"
+_OUTPUT_COLUMN = "output"
 
 LanguageConfigT_co = TypeVar("LanguageConfigT_co", bound=LanguageConfig, covariant=True)
 
@@ -128,20 +128,24 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
             return None
         template = Template.parse(evaluation.general_template, "evaluation.general_template")
         table = read_tables(evaluation.general_text, named=template.names)
-        rows = [Row(origin, None, template.fill(values, origin), values) for values, origin in table.records()]
+        # A row without a prompt is plain text.
+        rows = [
+            Row(origin, prompt=None, completion=template.fill(values, origin), values=values)
+            for values, origin in table.records()
+        ]
         return Rows(rows).sample(evaluation.max_general_samples)
 
     @cached_property
     def general(self) -> Dataset | None:
-        """Tokenized general text; None if forgetting is not measured."""
+        """Tokenized text of `evaluation.general_text`; None if forgetting is not measured."""
         return None if self._general_rows is None else self._tokenize(self._general_rows)
 
     def prepare(self) -> None:
         super().prepare()
-        _ = self.general
+        _ = self.general  # reads and validates the text
 
     def read_files(self) -> None:
-        _ = self._general_rows
+        _ = self._general_rows  # reads and validates the files, as does `self.rows`
         if self.config.data.dataset is None:
             _ = self.rows
 
@@ -214,10 +218,12 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         self._validate_prompts(rows)
         # Without the dtype, pandas would convert a column of integers with missing values to floats.
         frame = pd.DataFrame([row.values for row in rows], dtype=object)
-        if _OUTPUT in frame:
+        if _OUTPUT_COLUMN in frame:
             _LOG.warning(
-                "%s omits the input column %r, because completions are in a column of this name", output_file, _OUTPUT
+                "%s omits the input column %r, because completions are in a column of this name",
+                output_file,
+                _OUTPUT_COLUMN,
             )
         # Fail before hours of generation if the format cannot hold a value.
         encode_frame(frame, output_file)
-        return frame.assign(**{_OUTPUT: self.evaluator.generate(load(), rows)})
+        return frame.assign(**{_OUTPUT_COLUMN: self.evaluator.generate(load(), rows)})

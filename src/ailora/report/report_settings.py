@@ -28,6 +28,7 @@ def settings_blocks(configs: Mapping[tuple[str, ...], Config], labels: tuple[str
     differing = {key: cells for key, cells in columns.items() if len({*cells}) > 1}
     blocks: list[Block] = []
     if differing:
+        # Transpose the columns of settings to rows of runs. A run is the tuple of its labels.
         rows = tuple((*run, *cells) for run, *cells in zip(flat, *differing.values(), strict=True))
         blocks.append(ReportTable("What differs", (*labels, *differing), rows))
     if shared := _shared(list(configs.values())):

@@ -49,8 +49,8 @@ _HIDDEN_COLUMNS = (
     "folder",
 )
 _EXCLUDED_NOTE = (
-    "A learning rate cannot become a method's best rate on a task and setting if a trial at this rate failed or was "
-    "pruned whose seed is one of those that choose the rates. Trials with later or extra seeds do not exclude a rate."
+    "On a task and setting, a learning rate cannot become a method's best rate if a trial at this rate, with one of "
+    "the seeds that choose the rates, failed or was pruned. Trials with later or extra seeds do not exclude a rate."
 )
 _MAX_ERROR_CHARS = 2000
 _MAX_CELL_CHARS = 160
@@ -89,7 +89,7 @@ def study_chapter(
         kind="study",
         sections=sections(
             section("Summary", *_summary(summary, design, selection, _charts(forest_charts(comparison)))),
-            # Charts first: without charts of its own, the section of scores is a table.
+            # Put charts before tables: without score charts, the section of scores has only tables.
             *([scores, varied] if score_charts.charts else [varied, scores]),
             section("Which init for which role", _charts(init_pair_heatmaps(comparison))),
             section("Learning rates", _charts(rates), *_tables(summary, "rates", collapsed=True)),
@@ -195,7 +195,7 @@ def _spec_cells(spec: TrialSpec) -> tuple[str, ...]:
 def _trial_table(trials: Sequence[Trial], design: StudyDesign) -> ReportTable:
     rows = [trial.to_row(design.config.grid) for trial in trials]
     # The key, a hash, is last: readers look for the settings and scores.
-    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "key"] + ["key"]
+    columns = [*dict.fromkeys(column for row in rows for column in row if column != "key"), "key"]
     for column in _HIDDEN_COLUMNS:
         if len({format_value(row.get(column)) for row in rows}) <= 1 and column in columns:
             columns.remove(column)

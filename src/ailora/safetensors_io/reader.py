@@ -70,7 +70,7 @@ def _read_bytes(stored: StoredTensor, offset: int, count: int) -> Tensor:
     """Read `count` bytes of a tensor, from an offset within the tensor."""
     # Memory from torch is aligned for all dtypes; offsets in a file need not be.
     buffer = torch.empty(count, dtype=torch.uint8, device="cpu")
-    unread = buffer.numpy().data
+    unread = buffer.numpy().data  # memoryview of the bytes still to read
     try:
         with stored.file.open("rb", buffering=0) as stream:
             # Without readahead, the system reads only the requested bytes, at the same speed.

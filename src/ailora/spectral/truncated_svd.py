@@ -41,7 +41,7 @@ def truncated_svd(
     """Compute the `rank` certified singular triplets at one end of the spectrum of `weight`.
 
     The residuals of the result are computed with the weight itself. If a residual exceeds the bound, the exact method
-    takes over. The result is deterministic, because iterations start from a seeded block.
+    takes over. The result is deterministic, because iterations start from random vectors with a fixed seed.
 
     Args:
         weight: Matrix (out, in) of any floating-point dtype, or a batch of matrices (..., out, in).
@@ -87,7 +87,7 @@ def truncated_svd(
     lowest, highest = _SAFE_NORMS
     scale = None if ((norm > lowest) & (norm < highest)).all() else _power_of_two(matrix)
     if scale is not None:
-        # Exact, except that entries may underflow that are negligible beside the largest.
+        # Division by a power of two is exact, except that entries negligible beside the largest may underflow.
         matrix = (matrix.double() / scale).to(matrix.dtype)
         norm = frobenius_norm(matrix)
     try:
@@ -126,7 +126,7 @@ def frobenius_norm(matrix: Float[Tensor, "*batch out in_"]) -> Float[Tensor, "*b
 
 
 def _power_of_two(matrix: Float[Tensor, "*batch out in_"]) -> Float[Tensor, "*batch 1 1"]:
-    """Return the power of two at or below the largest entry of each matrix, in float64. Return 1 for a zero matrix."""
+    """Return the power of two at or below the largest absolute entry of each matrix in float64, 1 for a zero matrix."""
     largest = matrix.abs().amax(dim=(-2, -1), keepdim=True).double()
     # `exp2` may round. This quotient is exact.
     return torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1.0)
@@ -208,6 +208,7 @@ def _run_certified(weight: Tensor, rank: int, band: Band, *, method: str, norm: 
     count = result.S.shape[-1]
     in_band = slice(0, rank) if band is Band.PRINCIPAL else slice(count - rank, count)
     gap = None
+    # If the method computed triplets beyond the band, the singular value next to the band is known.
     if count > rank:
         boundary = rank if band is Band.PRINCIPAL else count - rank
         distances = result.S[..., boundary - 1] - result.S[..., boundary]

@@ -19,7 +19,8 @@ from ailora.studies.statistics import Interval, bootstrap_difference
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import TrialResult
 
-#: Each resample calls the metric twice per seed, and a call of scikit-learn takes 0.5 to 2 ms.
+#: Number of resamples. More would take too long: each resample calls the metric twice per seed, and a call of
+#: scikit-learn takes 0.5 to 2 ms.
 _N_RESAMPLES = 500
 _log = logging.getLogger(__name__)
 
@@ -98,8 +99,8 @@ class _SplitPredictions:
     def read(cls, runs: Sequence[TrialResult], split: str, metric: str) -> _SplitPredictions | None:
         """Read the predictions of runs.
 
-        Returns None if there is no run, if a run has no readable predictions and classes or lacks the prediction of a
-        row, if runs were evaluated on different examples or classes, or if the metric is not computed from predictions.
+        Returns None if there is no run, if the predictions or classes of a run cannot be read, if a row has no
+        prediction, if runs differ in examples or classes, or if the metric is not computed from predictions.
         """
         if metric not in METRICS or not runs:
             return None
@@ -159,7 +160,10 @@ def _encode(values: np.ndarray, classes: Labels, run: TrialResult) -> np.ndarray
 
 
 def _read_classes(runs: Sequence[TrialResult], *, regression: bool) -> Labels:
-    """Read the classes of runs. Their predictions may lack some, and F1 depends on which of two is the second.
+    """Read the common classes of runs from their results.
+
+    The classes cannot be derived from predictions, which may lack a class. Their order matters too: with two classes,
+    F1 is that of the second class.
 
     Raises:
         InputError: The result of a run cannot be read, or the runs have different classes.
@@ -167,10 +171,10 @@ def _read_classes(runs: Sequence[TrialResult], *, regression: bool) -> Labels:
     classes = None
     for run in runs:
         assert run.folder is not None
-        own = Labels.from_result(RunFolder(run.folder).read_result().get("labels"))
-        if (own.names is None) != regression or (classes is not None and own != classes):
+        run_classes = Labels.from_result(RunFolder(run.folder).read_result().get("labels"))
+        if (run_classes.names is None) != regression or (classes is not None and run_classes != classes):
             raise InputError(f"{run.folder}: the classes in result.json do not fit those of the other runs")
-        classes = own
+        classes = run_classes
     assert classes is not None
     return classes
 
@@ -181,7 +185,7 @@ def _read_predictions(run: TrialResult, split: str) -> pd.DataFrame | None:
     try:
         frame = RunFolder(run.folder).read_predictions(["split", "label", "prediction"])
     except InputError as error:
-        # The results do not depend on predictions: a damaged file must not hide them.
+        # Scores are stored apart from predictions, so a damaged file must not prevent the comparison of scores.
         _log.warning("%s; these predictions are not resampled", error)
         return None
     if frame is None or (rows := frame.loc[frame["split"] == split].reset_index(drop=True)).empty:

@@ -45,7 +45,7 @@ def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunCon
     else:
         scaled = max(1, round(rank * budget / factor_parameters))
     matched = config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": scaled})})
-    # Without these checks, a rank above that of a weight, or refused by PEFT's init, would fail in every trial.
+    # Without these checks, a rank that is too large for a weight or refused by PEFT's init would fail in every trial.
     if isinstance(method := matched.adapter.method, PeftInit):
         validate_options(method, matched.adapter)
     count_trainable(matched)
@@ -57,6 +57,9 @@ def count_trainable(config: RunConfig) -> int:
 
     Args:
         config: Configuration of a run.
+
+    Returns:
+        The number of parameters, without heads and other modules trained in full.
 
     Raises:
         InputError: The method is a user function, or the adapter is not planned.

@@ -14,10 +14,11 @@ from ailora.recipes.config.validation import Count, Section, Text, field
 from ailora.redaction import without_secrets
 
 _Positive = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
+#: Parts of descriptions of allowed values, for error messages.
 _PER_MODULE = ", or a mapping from role or regular expression to such numbers"
+_SOURCE = "a file or a list of files; with data.dataset, the name of a split"
 #: Keys of `adapter:` that do not apply to PEFT's inits.
 AILORA_ADAPTER_KEYS = frozenset({"form", "couple_roles"})
-_SOURCE = "a file or a list of files; with data.dataset, the name of a split"
 
 
 class AdapterConfig(Section, frozen=True):
@@ -37,7 +38,7 @@ class AdapterConfig(Section, frozen=True):
         dropout: Probability of dropping an entry of the adapter's input, in [0, 1); default: 0.0.
         rslora: Whether the scaling is alpha / sqrt(r) instead of alpha / r.
         dora: Whether to train magnitudes too (DoRA).
-        modules_to_save: Modules to train in full; None for the new heads.
+        modules_to_save: Modules to train in full; None for the newly initialized heads.
         couple_roles: Whether each adapter of a fused weight trains all rows of the weight.
         learning_rates: Multipliers of `training.learning_rate` by role, by factor (A, B), or by both.
     """
@@ -124,7 +125,7 @@ class DataSource(Section, frozen=True):
 
     @property
     def named_columns(self) -> set[str]:
-        """Names of the columns read by the recipe."""
+        """Names of the columns read by the recipe. Recipes with such columns override this property."""
         return set()
 
     def max_samples(self, split: str) -> int | None:
@@ -133,7 +134,7 @@ class DataSource(Section, frozen=True):
 
 
 class RunConfig(Section, frozen=True):
-    """Configuration of a run, with the keys shared by all recipes.
+    """Configuration of a run, with the keys shared by all recipes. Recipes override the properties and checks.
 
     Attributes:
         recipe: Name of the recipe.

@@ -40,6 +40,7 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length:
     Returns:
         The tokenizer's outputs (`input_ids`, `attention_mask`, ...) for each row, not padded.
     """
+    # Convert a tuple of one or two texts per row to a list of first texts, and a list of second texts if there are any.
     first, *second = [list(column) for column in zip(*examples.texts, strict=True)]
     encoded = tokenizer(first, second[0] if second else None, truncation=True, max_length=max_length)
     return Dataset.from_dict(dict(encoded))

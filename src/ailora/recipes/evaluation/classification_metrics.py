@@ -20,8 +20,8 @@ class Metric:
             class ids, or real numbers for a regression metric.
         regression: Whether labels and predictions are real numbers.
         score_confusion: Function of confusion matrices (..., classes, classes), with labels in rows, and the number of
-            classes. Returns the same score for each matrix, in one call for many resamples. None for a regression
-            metric.
+            classes. Returns the value of `score` for each matrix, in one call for many resamples. None for a
+            regression metric.
     """
 
     score: Callable[[np.ndarray, np.ndarray, int], float]
@@ -54,9 +54,10 @@ def _score_matthews(confusion: np.ndarray, _classes: int) -> np.ndarray:
     # The product of variances grows with the fourth power of the number of rows: int64 overflows at about 78,000 rows.
     confusion = confusion.astype(np.float64)
     n, correct = confusion.sum(axis=(-2, -1)), np.trace(confusion, axis1=-2, axis2=-1)
-    labels, predictions = confusion.sum(axis=-1), confusion.sum(axis=-2)
-    covariance = correct * n - (labels * predictions).sum(axis=-1)
-    variance_product = (n**2 - (labels**2).sum(axis=-1)) * (n**2 - (predictions**2).sum(axis=-1))
+    label_counts, prediction_counts = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    # Neither is divided by a power of n, because these powers cancel in the quotient.
+    covariance = correct * n - (label_counts * prediction_counts).sum(axis=-1)
+    variance_product = (n**2 - (label_counts**2).sum(axis=-1)) * (n**2 - (prediction_counts**2).sum(axis=-1))
     return np.where(variance_product > 0, covariance / np.sqrt(np.maximum(variance_product, 1)), 0.0)
 
 

@@ -34,11 +34,12 @@ def evaluation_steps(arguments: TrainingArguments, rows: int) -> list[int]:
     """
     total, epoch_steps = count_steps(arguments, rows), _count_epoch_steps(arguments, rows)
     if arguments.eval_strategy == "epoch":
+        # Here, `eval_delay` is a number of epochs. With the strategy `steps`, it is a number of steps.
         interval, first = epoch_steps, arguments.eval_delay * epoch_steps
     elif arguments.eval_strategy == "steps" and arguments.eval_steps is not None:
         # A value below 1 is a fraction of all steps.
-        is_share = arguments.eval_steps < 1
-        interval = math.ceil(total * arguments.eval_steps) if is_share else int(arguments.eval_steps)
+        is_fraction = arguments.eval_steps < 1
+        interval = math.ceil(total * arguments.eval_steps) if is_fraction else int(arguments.eval_steps)
         first = arguments.eval_delay
     else:
         return []
