@@ -39,7 +39,7 @@ class InputError(AiloraError, ValueError):
 
 
 class ModelError(AiloraError, ValueError):
-    """A model cannot be adapted, for example because its modules have no known role, or does not fit an adapter.
+    """A model cannot be adapted (for example because its modules have no known role), or does not fit an adapter.
 
     Examples:
         >>> import torch
@@ -72,8 +72,8 @@ class AnchorMismatchError(AiloraError, ValueError):
     """
 
 
-#: Parts of torch's messages if an allocation fails in the CPU allocator or in CUDA's libraries. These failures have no
-#: exception class.
+#: Parts of torch's messages about allocations that failed in the CPU allocator or in CUDA's libraries. Torch raises a
+#: plain RuntimeError for these failures.
 _ALLOCATION_FAILURES = (
     "DefaultCPUAllocator",
     "unable to mmap",
@@ -99,6 +99,7 @@ def describe_out_of_memory(error: BaseException) -> str | None:
     is_allocation_failure = isinstance(error, RuntimeError) and any(part in text for part in _ALLOCATION_FAILURES)
     if not is_memory_error and not is_allocation_failure:
         return None
+    # Python raises MemoryError without a message.
     return f"out of memory ({text or 'on the CPU'}): take a smaller batch or model"
 
 
@@ -120,7 +121,7 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> InputError:
 
 
 def parse_choice(kind: str, name: object, choices: type[Choice]) -> Choice:
-    """Convert the value of an enumeration's member to the member.
+    """Return the member of an enumeration that has a given value.
 
     Args:
         kind: Kind of the members for the error, for example `policy`.

@@ -11,7 +11,8 @@ from ailora.atomic_io import link_error
 from ailora.checkpoints.output_path import resolve_output_path, writing
 from ailora.errors import InputError
 
-#: Suffix -> mark of files written by ailora. Tables and Markdown have no place for a mark.
+#: Suffix -> pattern of the metadata by which ailora marks its files. Tables and Markdown have no place for a mark, so
+#: existing ones are replaced only with `force`.
 _MARKS: Mapping[str, re.Pattern[bytes]] = MappingProxyType(
     {
         ".html": re.compile(rb'<meta name="generator" content="ailora \d'),
@@ -67,9 +68,9 @@ def _validate_place(output: Path) -> None:
 
 
 def _validate_not_an_input(output: Path, reads: Iterable[Path | str]) -> None:
-    for read in map(Path, reads):
-        if read.is_dir() and output.resolve().is_relative_to(read.resolve()):
-            raise InputError(f"{output} belongs to {read}, which is an input: choose another output")
+    for input_path in map(Path, reads):
+        if input_path.is_dir() and output.resolve().is_relative_to(input_path.resolve()):
+            raise InputError(f"{output} belongs to {input_path}, which is an input: choose another output")
         # `samefile` also recognizes hard links.
-        if read.exists() and output.samefile(read):
+        if input_path.exists() and output.samefile(input_path):
             raise InputError(f"{output} is an input, and the output would replace it: choose another output")

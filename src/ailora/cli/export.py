@@ -21,13 +21,14 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a trained adapter as a plain LoRA for inference servers, exactly or compressed to a smaller rank."""
-    from ailora.checkpoints import export as write
+    from ailora.checkpoints import export as export_adapter
     from ailora.cli.tables import console, error_table, print_report
 
-    report = write(adapter, out, rank=rank, energy=energy, dtype=dtype, force=force)
+    report = export_adapter(adapter, out, rank=rank, energy=energy, dtype=dtype, force=force)
     content = report.to_dict()
     if not as_json:
         console.print(error_table(report.errors))
+        # The table has shown them.
         del content["errors"]
     print_report(f"written to {out}", content, as_json=as_json)
     if not as_json:

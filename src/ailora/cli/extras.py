@@ -12,7 +12,8 @@ EXTRAS = {
     "demo": "demo",
 }
 
-#: Import names of the packages in extras. A missing package that is not listed here is a bug.
+#: Import names of the packages in extras. No extra installs any other package, so its
+#: absence is a bug, not a missing extra.
 OPTIONAL_PACKAGES = frozenset(
     {
         *("datasets", "jinja2", "nltk", "pandas", "pyarrow", "rouge_score", "ruamel", "sacrebleu", "sklearn", "trl"),

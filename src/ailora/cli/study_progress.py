@@ -74,23 +74,25 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
         keys: Keys of the study's trials.
 
     Returns:
-        The table. An estimate is the number of open trials, times the mean duration of complete trials, divided by the
-        number of running trials.
+        The table. An estimate is the number of waiting and running trials of the row, times the mean duration of
+        complete trials, divided by the number of running trials of the whole study.
     """
     trials = keys.matching_trials(storage.trials())
     columns = ("task", "method", "done", "running", "waiting", "failed", "left")
     rows: list[tuple[str, ...]] = []
-    overall = _compute_mean_seconds(trials)
-    running = sum(trial.status is Status.RUNNING for trial in trials)
+    overall_mean_seconds = _compute_mean_seconds(trials)
+    n_running = sum(trial.status is Status.RUNNING for trial in trials)
     for task, method in dict.fromkeys((condition.task, condition.method) for condition in keys.conditions):
         matching = [t for t in trials if (t.spec.condition.task, t.spec.condition.method) == (task, method)]
-        count = Counter(trial.status for trial in matching)
+        counts = Counter(trial.status for trial in matching)
         # Before the first trial of a method is complete, the trials of all methods are the best estimate.
-        seconds = _compute_mean_seconds(matching) or overall
-        n_open = count[Status.RUNNING] + count[Status.WAITING]
-        left = "" if seconds is None or not n_open else _format_remaining_time(n_open * seconds / max(running, 1))
-        failed = count[Status.FAIL] + count[Status.PRUNED]
-        numbers = (count[Status.COMPLETE], count[Status.RUNNING], count[Status.WAITING], failed)
+        mean_seconds = _compute_mean_seconds(matching) or overall_mean_seconds
+        n_open = counts[Status.RUNNING] + counts[Status.WAITING]
+        left = ""
+        if mean_seconds is not None and n_open:
+            left = _format_remaining_time(n_open * mean_seconds / max(n_running, 1))
+        n_failed = counts[Status.FAIL] + counts[Status.PRUNED]
+        numbers = (counts[Status.COMPLETE], counts[Status.RUNNING], counts[Status.WAITING], n_failed)
         rows.append((task, method, *map(str, numbers), left))
     return make_table(storage.name, columns, rows)
 
@@ -105,7 +107,7 @@ def describe_refusals(storage: TrialStorage, keys: TrialKeys) -> list[str]:
     Returns:
         Lines; empty without refused trials.
     """
-    # A trial may belong to several conditions.
+    # Keys make a trial count once, although `matching_trials` repeats it for each condition to which it belongs.
     errors = {trial.key: trial.error or "" for trial in keys.matching_trials(storage.trials()) if trial.refused}
     lines = [f"{pluralize(count, 'trial')} refused: {error}" for error, count in Counter(errors.values()).items()]
     return lines and [*lines, "`ailora study run --retry-refused` runs them again, once their input is corrected."]

@@ -16,7 +16,7 @@ from torch import Tensor
 #: Two anchors count as equal up to this relative distance, plus rounding errors of the stored dtype. Anchors from two
 #: machines differ by about 1e-5, anchors of different weights, ranks or policies by about 1.
 _MAX_ANCHOR_DISTANCE = 1e-3
-#: The grid of `B0` has steps of 2^-19 to 2^-18 of the largest entry.
+#: The grid of `B0` has steps of 2^-19 to 2^-18 of the largest entry. `snap_to_grid` gives the reason.
 _GRID_BITS = 19
 
 
@@ -90,7 +90,7 @@ def compute_anchor_distance(
         anchor: Reference anchor.
         candidate: Anchor to compare, with the shape of `anchor`.
         delta: Trained difference that was subtracted to recover `candidate`. Its norm bounds the rounding error.
-        eps: Machine precision of the coarser of the two dtypes.
+        eps: Machine precision of the coarser of the dtypes in which the two anchors were stored.
 
     Returns:
         The distance, relative to the norm of `anchor`. None if the anchors are equal up to rounding.
@@ -107,6 +107,7 @@ def _grid_step(B: Tensor) -> Tensor | None:
     largest = B.abs().max() if B.numel() else B.new_zeros(())
     if largest == 0 or not torch.isfinite(largest):
         return None
-    # 1 + 2^-21 moves the thresholds between step sizes off the grid: a recovered `B0` must get the step it had before.
+    # The step doubles where the largest entry reaches a power of two. The factor 1 + 2^-21 moves this threshold off the
+    # grid, so that rounding errors in a recovered `B0` do not change the step.
     exponent = torch.frexp(largest.double() * (1 + 2.0**-21)).exponent
     return torch.ldexp(torch.ones((), dtype=torch.float64, device=B.device), exponent - _GRID_BITS)

@@ -16,7 +16,7 @@ from ailora.weights.dtensor import full_tensor, replicate_on_mesh_of
 
 
 class PackedFactor(nn.Module):
-    """LoRA factor that consists of several tensors, its parts, and replaces PEFT's `nn.Linear`.
+    """LoRA factor that replaces PEFT's `nn.Linear`, and consists of several tensors: its parts.
 
     State dicts contain the packed factor under the key `weight`, and PEFT's merging code reads the property `weight`.
     Under FSDP2, reading `weight` and calling `state_dict` are collective operations, because the parts are DTensors
@@ -64,21 +64,21 @@ class PackedFactor(nn.Module):
 
     @property
     def file_shape(self) -> tuple[int, int]:
-        """Shape of the factor in the file."""
+        """Shape of the factor in the adapter file, which differs from `shape` in the residual form."""
         return self.shape
 
     def to_file(self) -> Tensor:
-        """Return the factor for the file, detached from the autograd graph."""
+        """Return the factor for the adapter file, detached from the autograd graph."""
         return self.stack().detach()
 
     def from_file(self, weight: Tensor) -> Tensor:
-        """Convert a factor read from a file to the layout of `stack`."""
+        """Convert a factor from an adapter file to the layout of `stack`."""
         return weight
 
     @property
     def weight(self) -> Tensor:
         """The packed factor, for PEFT's merging code; read-only, because each access computes a new tensor."""
-        # Compiled graphs get a plain tensor, because `_PackedWeight` only guards against writes from PEFT.
+        # Compiled graphs get a plain tensor. They do not need `_PackedWeight`, which guards against writes from PEFT.
         if torch.compiler.is_compiling():
             return self.stack()
         stack = self.stack()
@@ -104,10 +104,10 @@ class PackedFactor(nn.Module):
 
 
 class _KeyStandIn(nn.Module):
-    """Buffer that adds the key `weight` to the parameters and buffers listed by loaders.
+    """Module with a buffer `weight`, for loaders that look for each key among the parameters and buffers.
 
-    `torch.distributed.checkpoint` loads a full state dict only into listed keys, but never writes into this buffer. The
-    buffer is a scalar, because the loader requires all other tensors to be on a single device.
+    `torch.distributed.checkpoint` loads a full state dict only into keys that it finds there, but never writes into
+    this buffer. The buffer is a scalar, because the loader requires all tensors except scalars to be on one device.
     """
 
     def __init__(self) -> None:
@@ -185,11 +185,13 @@ class _PackedWeight(Tensor):
         kwargs: dict[str, object] | None = None,
     ) -> object:
         name = func.__name__
-        writes = name in ("__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__") or (
+        # Operators, assignments to attributes such as `data`, and methods such as `copy_`.
+        is_write = name in ("__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__") or (
             name.endswith("_") and not name.endswith("__")
         )
+        # Functions of `torch.nn.init` pass their tensor by keyword.
         target = args[0] if args else (kwargs or {}).get("tensor")
-        if writes and isinstance(target, cls):
+        if is_write and isinstance(target, cls):
             raise ModelError(
                 "an anchored factor cannot be written through `.weight`, because it consists of a frozen anchor and a "
                 "trained difference. Hot-swap into a model loaded by PeftModel.from_pretrained, or load the new "
@@ -198,5 +200,6 @@ class _PackedWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
             plain = result.as_subclass(Tensor) if isinstance(result, cls) else result
+            # PEFT writes into `weight.data`, so this tensor must refuse writes too.
             reads_data = name == "__get__" and func == Tensor.data.__get__  # type: ignore[attr-defined]
         return cls.from_stack(plain) if reads_data and isinstance(plain, Tensor) else plain

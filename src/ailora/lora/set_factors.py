@@ -69,9 +69,9 @@ def build_factors(
         return pairs[0]
     projections = [initial.planned.projection for initial in factors]
     rows = {p.role: plan.trained_rows(p) for p in projections}
-    A = FusedA({p.role: A for p, (A, _) in zip(projections, pairs, strict=True)})
-    B = FusedB({p.role: B for p, (_, B) in zip(projections, pairs, strict=True)}, rows, projections[0].shape[0])
-    return A, B
+    parts_A = {p.role: A for p, (A, _) in zip(projections, pairs, strict=True)}
+    parts_B = {p.role: B for p, (_, B) in zip(projections, pairs, strict=True)}
+    return FusedA(parts_A), FusedB(parts_B, rows, out_features=projections[0].shape[0])
 
 
 def _extend_to_all_rows(initial: InitialFactors) -> InitialFactors:

@@ -33,14 +33,14 @@ class Curvature:
     """Largest eigenvalue of the loss Hessian in the factors of a role, averaged over batches.
 
     The eigenvalue is the algebraically largest, because only positive curvature limits the learning rate: gradient
-    descent is stable for learning rates below 2 / value. The Hessian's block between `A` and `B` always contains the
-    scaled gradient with respect to W. The largest singular value of this scaled gradient is a lower bound of the
-    eigenvalue. For small initial factors, such as those of plain LoRA, the eigenvalue equals this lower bound.
+    descent is stable for learning rates below 2 / value. The Hessian's block between `A` and `B` always contains `s G`,
+    where s is the scaling and G the gradient with respect to the weight. The largest singular value of `s G` is a lower
+    bound of the eigenvalue. For small initial factors, such as those of plain LoRA, the eigenvalue equals this lower bound.
 
     Attributes:
         value: Rayleigh quotient of the last Ritz vector x, in units of loss / parameter^2.
-        residual: `|H x - value x|`. An eigenvalue is within this distance of `value`. Because the start vector is
-            random, this is almost surely the largest eigenvalue if the residual is small relative to the value.
+        residual: `|H x - value x|`. An eigenvalue is within this distance of `value`. If the residual is small relative
+            to the value, that eigenvalue is almost surely the largest, because the start vector is random.
         spread: Standard error of `value` over the batches.
         iterations: Number of Lanczos steps. Each step multiplies the Hessian of every batch with a vector.
         batches: Number of batches in the average.
@@ -101,8 +101,9 @@ def rate_multiple(curvature: Curvature, reference: Curvature) -> RateMultiple:
             f"{reference.value:.3g}"
         )
     value = math.sqrt(reference.value / curvature.value)
-    error = math.hypot(curvature.error / curvature.value, reference.error / reference.value) / 2
-    return RateMultiple(value, value * error)
+    # The square root halves the relative error.
+    relative_error = math.hypot(curvature.error / curvature.value, reference.error / reference.value) / 2
+    return RateMultiple(value, value * relative_error)
 
 
 def curvature_by_role(
@@ -185,16 +186,16 @@ def largest_eigenvalues(
         raise InputError(f"expected at least one iteration, got {iterations}")
     spaces = {key: _KrylovSpace(start) for key, start in starts.items()}
     for _ in range(iterations):
-        unconverged = {key: space.last for key, space in spaces.items() if not space.has_converged(tolerance)}
-        if not unconverged:
+        last_vectors = {key: space.last for key, space in spaces.items() if not space.has_converged(tolerance)}
+        if not last_vectors:
             break
-        for key, products in multiply(unconverged).items():
+        for key, products in multiply(last_vectors).items():
             spaces[key].extend(products.mean(dim=0))
-    vectors = {key: space.ritz_vector for key, space in spaces.items()}
+    ritz_vectors = {key: space.ritz_vector for key, space in spaces.items()}
     # The Lanczos recurrence already gives the residual for the mean over batches. The spread between batches needs a
     # product with the Ritz vector itself.
-    ritz_products = multiply(vectors)
-    return {key: _measure(x, ritz_products[key], spaces[key].steps) for key, x in vectors.items()}
+    ritz_products = multiply(ritz_vectors)
+    return {key: _measure(x, ritz_products[key], spaces[key].steps) for key, x in ritz_vectors.items()}
 
 
 def _measure(x: Float[Tensor, " n"], products: Float[Tensor, "batches n"], iterations: int) -> Curvature:
@@ -211,6 +212,7 @@ class _KrylovSpace:
 
     def __init__(self, start: Float[Tensor, " n"]) -> None:
         self._basis = (start / start.norm())[:, None]
+        #: Coefficients of each product in the basis, columns of the projected operator: (2,), (3,), ...
         self._columns: list[Tensor] = []
 
     @property
@@ -234,8 +236,9 @@ class _KrylovSpace:
         if not self.steps:
             return False
         value, vector = self._largest_ritz_pair()
-        # The recurrence gives the residual without a further product, which would cost a pass over the batches.
-        residual = self._columns[-1][-1].abs() * vector[-1].abs()
+        # The Lanczos recurrence gives the residual without a further product, which would cost a pass over the batches.
+        last_coefficient = self._columns[-1][-1]
+        residual = last_coefficient.abs() * vector[-1].abs()
         return bool(residual <= tolerance * value.abs())
 
     @property
