@@ -99,7 +99,7 @@ def describe_out_of_memory(error: BaseException) -> str | None:
     is_allocation_failure = isinstance(error, RuntimeError) and any(part in text for part in _ALLOCATION_FAILURES)
     if not is_memory_error and not is_allocation_failure:
         return None
-    # Python raises MemoryError without a message.
+    # A MemoryError of Python usually has no message.
     return f"out of memory ({text or 'on the CPU'}): take a smaller batch or model"
 
 

@@ -35,7 +35,8 @@ class Curvature:
     The eigenvalue is the algebraically largest, because only positive curvature limits the learning rate: gradient
     descent is stable for learning rates below 2 / value. The Hessian's block between `A` and `B` always contains `s G`,
     where s is the scaling and G the gradient with respect to the weight. The largest singular value of `s G` is a lower
-    bound of the eigenvalue. For small initial factors, such as those of plain LoRA, the eigenvalue equals this lower bound.
+    bound of the eigenvalue. For small initial factors, such as those of plain LoRA, the eigenvalue equals this lower
+    bound.
 
     Attributes:
         value: Rayleigh quotient of the last Ritz vector x, in units of loss / parameter^2.
@@ -170,8 +171,8 @@ def largest_eigenvalues(
     """Compute the largest eigenvalues of several symmetric operators by Lanczos with full reorthogonalization.
 
     Args:
-        multiply: Function that multiplies several operators with a vector each. A call contains only the operators
-            that have not converged.
+        multiply: Function that multiplies several operators with a vector each. Each Lanczos step passes only the
+            operators that have not converged.
         starts: Start vector (n,) of each operator, not zero.
         iterations: Maximum number of Lanczos steps. An additional product gives the residual and the spread.
         tolerance: Relative residual at which the iteration of an operator stops.

@@ -54,22 +54,23 @@ def role_factors(
     Raises:
         ModelError: `plan` is None, and the model has no adapter of this name from ailora.
     """
-    owners: dict[int, FactorRoles] = {}
-    for module, group in (plan or get_plan(model, adapter_name)).modules.items():
+    by_id: dict[int, FactorRoles] = {}
+    for module, adapters in (plan or get_plan(model, adapter_name)).modules.items():
         layer = get_base_model(model).get_submodule(module)
         assert isinstance(layer, LoraLayer)
-        roles = tuple(adapter.projection.role for adapter in group)
-        by_factor: tuple[tuple[Factor, nn.Module], ...] = (
+        roles = tuple(adapter.projection.role for adapter in adapters)
+        factor_modules: tuple[tuple[Factor, nn.Module], ...] = (
             ("A", layer.lora_A[adapter_name]),
             ("B", layer.lora_B[adapter_name]),
         )
-        for factor, factor_module in by_factor:
+        for factor, factor_module in factor_modules:
+            # A fused factor has a part for each role. Any other factor belongs to all roles of the module.
             parts = factor_module.parts if isinstance(factor_module, FusedFactor) else None
             by_roles = {(Role(role),): part for role, part in parts.items()} if parts else {roles: factor_module}
             for part_roles, part in by_roles.items():
-                owners |= {id(parameter): FactorRoles(part_roles, factor) for parameter in part.parameters()}
+                by_id |= {id(parameter): FactorRoles(part_roles, factor) for parameter in part.parameters()}
     named = model.named_parameters()
-    return {name: owners[id(p)] for name, p in named if p.requires_grad and id(p) in owners}
+    return {name: by_id[id(p)] for name, p in named if p.requires_grad and id(p) in by_id}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def parse_multipliers(given: Mapping[str, float | Mapping[str, float]] | None) -
     for key, value in (given or {}).items():
         role = None if key in _FACTORS else parse_role(key)
         if not isinstance(value, Mapping):
-            by_role[role, _parse_factor(key) if role is None else None] = float(value)
+            all_roles_factor = _parse_factor(key) if role is None else None
+            by_role[role, all_roles_factor] = float(value)
             continue
         if role is None:
             raise InputError(f"adapter.learning_rates.{key}: expected a number, got {dict(value)!r}")
@@ -152,7 +154,7 @@ def split_param_groups(
         ModelError: `plan` is None, and the model has no adapter `default` from ailora.
     """
     factors = role_factors(model, plan=plan)
-    by_parameter = {
+    multiplier_by_id = {
         id(p): _shared_multiplier(factors[name], name, multipliers)
         for name, p in model.named_parameters()
         if name in factors
@@ -160,16 +162,16 @@ def split_param_groups(
     split = []
     for group in groups:
         # Sorted, because a training checkpoint stores optimizer states by position, and users list roles in any order.
-        for value in sorted({by_parameter.get(id(p), 1.0) for p in group["params"]}):
-            members = [p for p in group["params"] if by_parameter.get(id(p), 1.0) == value]
-            split.append({**group, "params": members, "lr": group["lr"] * value, "multiplier": value})
+        for multiplier in sorted({multiplier_by_id.get(id(p), 1.0) for p in group["params"]}):
+            members = [p for p in group["params"] if multiplier_by_id.get(id(p), 1.0) == multiplier]
+            split.append({**group, "params": members, "lr": group["lr"] * multiplier, "multiplier": multiplier})
     return split
 
 
-def _shared_multiplier(owner: FactorRoles, name: str, multipliers: Multipliers) -> float:
-    values = {multipliers.multiplier(role, owner.factor) for role in owner.roles}
+def _shared_multiplier(parameter: FactorRoles, name: str, multipliers: Multipliers) -> float:
+    values = {multipliers.multiplier(role, parameter.factor) for role in parameter.roles}
     if len(values) > 1:
-        roles = " and ".join(owner.roles)
+        roles = " and ".join(parameter.roles)
         raise InputError(
             f"adapter.learning_rates: {roles} share the parameter {name} in the stock form: give these roles the "
             "same rate, or set form: anchored"

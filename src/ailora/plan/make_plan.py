@@ -95,17 +95,17 @@ def make_plan(
     ranks = _resolve_numbers("rank", rank, targets)
     alphas = _resolve_numbers("alpha", alpha, targets) if alpha is not None else ranks
     task_type = infer_task_type(model) if task_type is None else parse_task_type(task_type)
-    saved = (
+    saved_modules = (
         find_frozen_heads(model, task_type)
         if modules_to_save is None
         else _parse_modules_to_save(model, modules_to_save)
     )
-    _validate_disjoint(targets, saved)
+    _validate_disjoint(targets, saved_modules)
     plan = Plan(
         policy=policy,
         form=form,
         adapters=tuple(_plan_projection(p, policy, (ranks[p], alphas[p]), rslora=rslora) for p in targets),
-        options=LoraOptions(float(dropout), rslora, dora, saved, task_type),
+        options=LoraOptions(float(dropout), rslora, dora, saved_modules, task_type),
         couple_roles=couple_roles,
     )
     _validate_one_scaling(plan)
@@ -125,13 +125,13 @@ def _filter_by_module(projections: tuple[Projection, ...], modules: str | None) 
     return matching
 
 
-def _validate_disjoint(targets: tuple[Projection, ...], saved: tuple[str, ...]) -> None:
+def _validate_disjoint(targets: tuple[Projection, ...], saved_modules: tuple[str, ...]) -> None:
     """Refuse adapters inside modules that `modules_to_save` trains in full."""
     # PEFT wraps every module whose name ends with a saved name, together with its submodules.
     for projection in targets:
         parts = projection.module.split(".")
         enclosing = [".".join(parts[: i + 1]) for i in range(len(parts))]
-        for name in saved:
+        for name in saved_modules:
             if any(module.endswith(name) for module in enclosing):
                 raise InputError(
                     f"modules_to_save: {name!r} is or contains {projection.module}, which gets an adapter: remove "

@@ -53,6 +53,7 @@ class Task:
     @property
     def predicts_classes(self) -> bool:
         """Whether the head's last weight has a row for each class."""
+        # PEFT has the head `classifier` only for the two classification tasks.
         return "classifier" in self.peft_heads
 
 

@@ -116,6 +116,7 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
             panel.set_axis_off()
         if title:
             figure.suptitle(title, fontsize=11)
+        # Each format has its own keys. `checkpoints.output_file` recognizes files of ailora by the last entry.
         metadata = {
             "Title": title or "; ".join(chart.title for chart in charts),
             ("Subject" if suffix == "pdf" else "Description"): " ".join(chart.caption for chart in charts),
@@ -180,7 +181,7 @@ def _set_axes(panel: Axes, chart: Plot) -> None:
     panel.set_ylabel(chart.y.label)
     for axis, panel_axis, name in ((chart.x, panel.xaxis, "x"), (chart.y, panel.yaxis, "y")):
         values = [value for series in chart.series for value in getattr(series, name) if value is not None]
-        # A logarithmic axis needs a positive value. All values of a zero update are 0.
+        # A logarithmic axis needs a positive value. A weight update of zero, for example, has only values of 0.
         if axis.log and any(value > 0 for value in values):
             panel.set(**{f"{name}scale": "log"})
             # By default, matplotlib writes powers as formulas. Without `parse_math`, these would show dollar signs.
@@ -206,12 +207,16 @@ def _choose_tick_digits(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _draw_series(panel: Axes, chart: Plot, series: Series) -> Line2D:
-    """Draw points with intervals as whiskers, or a line with intervals as a band where neighbours have intervals.
+    """Draw the points or the line of a series, with its intervals.
+
+    Intervals of points are whiskers. Intervals of a line form a band, but an interval between points without intervals
+    is a whisker.
 
     Returns:
         Line or points, for the legend.
     """
     is_line = chart.kind == "lines"
+    # Beyond about 40 points, markers overlap.
     crowded = not is_line and any(len(series.x) > 40 for series in chart.series)
     (line,) = panel.plot(
         series.x,
@@ -224,26 +229,30 @@ def _draw_series(panel: Axes, chart: Plot, series: Series) -> Line2D:
         # Hollow markers do not hide the markers below them. In crowded charts, each style also has a different size.
         markerfacecolor=series.colour if series.style == 0 else "none",
         markeredgewidth=0.7 if crowded else 0.9,
+        # A long line has about 12 markers.
         markevery=max(1, len(series.x) // 12) if is_line else 1,
     )
     if not len(series.low):
         return line
     x, low, high = np.asarray(series.x, dtype=float), _with_gaps(series.low), _with_gaps(series.high)
-    whiskers = np.arange(len(x))
+    whisker_indices = np.arange(len(x))
     if is_line:
         panel.fill_between(x, low, high, color=series.colour, alpha=0.15, linewidth=0)
-        whiskers = np.array([run[0] for run in series.interval_runs() if len(run) == 1], dtype=int)
-    if len(whiskers):
-        panel.vlines(x[whiskers], low[whiskers], high[whiskers], color=series.colour, linewidth=1.1)
+        whisker_indices = np.array([run[0] for run in series.interval_runs() if len(run) == 1], dtype=int)
+    if len(whisker_indices):
+        low, high = low[whisker_indices], high[whisker_indices]
+        panel.vlines(x[whisker_indices], low, high, color=series.colour, linewidth=1.1)
     return line
 
 
 def _draw_bars(panel: Axes, chart: Plot) -> list[BarContainer]:
     """Draw grouped bars, and return the bars of each series for the legend."""
     handles: list[BarContainer] = []
+    # Categories are 1 apart. A group of bars takes 0.8, and each bar has a small gap beside it.
     width = 0.8 / max(1, len(chart.series))
     for number, series in enumerate(chart.series):
-        x = np.asarray(series.x, dtype=float) + (number - (len(chart.series) - 1) / 2) * width
+        offset = (number - (len(chart.series) - 1) / 2) * width
+        x = np.asarray(series.x, dtype=float) + offset
         hatch = 2 * HATCHES[number % len(HATCHES)]  # a repeated symbol makes the hatch denser
         heights = _with_gaps(series.y)
         handles.append(panel.bar(x, heights, width * 0.92, color=series.colour, hatch=hatch, edgecolor="white"))
@@ -300,10 +309,11 @@ def _draw_heatmap(panel: Axes, chart: Heatmap) -> None:
     panel.set_xlabel(chart.column_label)
     panel.set_ylabel(chart.row_label)
     panel.spines[:].set_visible(False)
-    bar = panel.figure.colorbar(image, ax=panel, label=chart.unit)
-    bar.outline.set_visible(False)
+    colorbar = panel.figure.colorbar(image, ax=panel, label=chart.unit)
+    colorbar.outline.set_visible(False)
     for (i, j), value in np.ndenumerate(values):
         if text := chart.cell_text(i, j):
+            # Black on the lower half of cividis would be hard to read.
             is_dark = float(np.asarray(image.norm(value))) <= 0.55
             colour = "white" if is_dark else "black"
             panel.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)

@@ -29,12 +29,14 @@ def forest_figure(chart: ForestPlot) -> PlotlyFigure:
     """Return the `data` and `layout` of a forest plot, with a trace for each row."""
     lines = chart.lines
     rows = [(y, line) for y, line in enumerate(lines) if isinstance(line, ForestRow)]
-    names = [escape_name(line.label) if isinstance(line, ForestRow) else f"<b>{escape(line)}</b>" for line in lines]
+    tick_labels = [
+        escape_name(line.label) if isinstance(line, ForestRow) else f"<b>{escape(line)}</b>" for line in lines
+    ]
     layout: Json = {
         "xaxis": axis_layout(Axis(chart.x_label), []) | {"range": round_all(chart.limits), "nticks": 5},
         "yaxis": {
             "tickvals": list(range(len(lines))),
-            "ticktext": names,
+            "ticktext": tick_labels,
             "range": [len(lines) - 0.5, -0.5],
             "automargin": True,
             "showgrid": False,
@@ -45,6 +47,7 @@ def forest_figure(chart: ForestPlot) -> PlotlyFigure:
             shaded_rectangle((-row.margin, row.margin), (y - 0.5, y + 0.5)) for y, row in rows if row.margin is not None
         ],
         "annotations": [_verdict_annotation(y, row.verdict) for y, row in rows],
+        # 16 px: the shift of `_verdict_annotation`, and the same space at the right.
         "margin": {"r": 16 + round(_VERDICT_CHAR_PX * max((len(row.verdict) for _, row in rows), default=0))},
         "showlegend": False,
         "height": MARGIN_PX + ROW_PX * len(lines),
@@ -78,6 +81,7 @@ def _forest_trace(chart: ForestPlot, y: int, row: ForestRow) -> Json:
         "hovertemplate": f"<b>{escape(name)}</b>, %{{customdata[0]}}<br>"
         f"{escape(chart.x_label)}: %{{x:.4~g}}%{{customdata[1]}}<extra></extra>",
     }
+    # The series has its row along x, because a series has intervals only along y. Swapping makes them horizontal.
     return swap_axes(series_trace(series, series.x, series.y) | trace | error_bars(series, [0]))
 
 

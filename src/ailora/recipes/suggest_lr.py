@@ -71,7 +71,7 @@ class Suggestion:
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """Value for `adapter.learning_rates`: each role's rate as a multiple of `learning_rate`, with two digits."""
+        """Value for `adapter.learning_rates`: the rate of each role / `learning_rate`, to two significant digits."""
         multiples = {role: role_rate.rate / self.learning_rate for role, role_rate in self.roles.items()}
         return {role: float(f"{multiple:.2g}") for role, multiple in multiples.items()}
 
@@ -122,7 +122,7 @@ def _measure_curvatures(
     config: RunConfig = recipe.config
     # Both policies must get the same new head.
     set_seed(config.training["seed"])
-    # Dropout would add noise to the curvature.
+    # In the anchored form, the roles of a fused weight share no parameters. Dropout would add noise to the curvature.
     options: dict[str, Any] = config.adapter.plan_options() | {"form": "anchored", "dropout": 0.0}
     base: Any = recipe.load_model(resolve_model(config.model))
     model = adapt(base.float(), policy, **options, task_type=config.task_type)

@@ -30,10 +30,10 @@ def version_notes(kind: str, versions: object) -> list[str]:
 
     Args:
         kind: `run` or `analysis`.
-        versions: Library -> version, read from a file; values of other types count as unknown.
+        versions: Library -> version, read from a file. Anything but a mapping counts as unknown.
 
     Returns:
-        A single sentence on the differing versions; an empty list without differences.
+        A list with one sentence on the differing versions; empty if no known version differs.
     """
     if not isinstance(versions, Mapping):
         return []

@@ -11,7 +11,7 @@ from torch import nn
 from ailora.roles.detect import find_bypassing_modules, find_linear_modules, weight_shape
 from ailora.roles.projection import Projection
 
-#: Regular expression for a component of a module's name -> reason. The first match counts, so the `gate` of an expert
+#: Regular expression for components of a module's name -> reason. The first match counts, so the `gate` of an expert
 #: is reported as an expert.
 _REASONS = {
     r"(shared_)?experts?(_\d+)?": "an expert, which gets no adapter unless role_names names it",
@@ -30,7 +30,7 @@ class UnmatchedModule:
     Attributes:
         module: Name of the module.
         shape: Shape (out, in) of a linear module. None for a module that bypasses adapters.
-        reason: Reason why the module has no role.
+        reason: Reason why the module has no role; for a module that bypasses adapters, its class and how it does so.
     """
 
     module: str
@@ -50,7 +50,7 @@ def find_unmatched(model: nn.Module, projections: Iterable[Projection]) -> tuple
     """
     matched = {projection.module for projection in projections}
     unmatched = [
-        UnmatchedModule(name, weight_shape(module), _reason(name))
+        UnmatchedModule(name, weight_shape(module), _find_reason(name))
         for name, module in find_linear_modules(model).items()
         if name not in matched
     ]
@@ -60,6 +60,6 @@ def find_unmatched(model: nn.Module, projections: Iterable[Projection]) -> tuple
     )
 
 
-def _reason(module: str) -> str:
-    reasons = (reason for part, reason in _REASONS.items() if re.search(rf"(^|\.)({part})(\.|$)", module))
+def _find_reason(module: str) -> str:
+    reasons = (reason for pattern, reason in _REASONS.items() if re.search(rf"(^|\.)({pattern})(\.|$)", module))
     return next(reasons, "no naming rule matches")

@@ -16,9 +16,9 @@ from ailora.studies.methods import StudyMethod
 from ailora.studies.study_config import StudyConfig
 from ailora.studies.trial import ONLY_TASK, Condition
 
-#: Key of a run configuration set by the study -> key of the study file with its value.
+#: Key of a run configuration that the study sets -> key of the study file that holds its value.
 _OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
-#: The same for keys that tasks and the grid cannot set. The overrides of a method may replace its policy.
+#: Keys that neither tasks nor the grid can set: also the policy, which the overrides of a method may replace.
 _STUDY_AND_METHOD_KEYS = {**_OWNED_KEYS, "adapter.policy": "methods"}
 
 

@@ -59,6 +59,7 @@ class Condition:
 
     def method_label(self, baseline: Condition) -> str:
         """Return the label of the method, with its setting if the baseline has a different setting."""
+        # A subset, because a method may not use all keys of the grid.
         same_setting = {*self.setting} <= {*baseline.setting}
         return self.method if same_setting else f"{self.method} ({self.setting_label})"
 
@@ -81,7 +82,7 @@ class TrialSpec:
         condition: Condition of the trial.
         learning_rate: Learning rate of the optimizer.
         seed: Seed of the data order, the new heads and the random factors.
-        max_steps: Number of steps of the schedule; None for that of the base configuration.
+        max_steps: Number of steps of the schedule; None for the number in the base configuration.
         until_step: Step at which the run stops, to be resumed by a later trial; None for a full run.
     """
 
@@ -133,7 +134,8 @@ class TrialResult:
     Attributes:
         metrics: Split -> metric -> value at the end.
         history: Evaluations on the validation split during training, each with `step` and `loss`.
-        forgetting: Loss on general text before and after, and its `rise`, in nats per token.
+        forgetting: Loss on general text in nats per token: `base_loss` before training, `loss` after training, and the
+            difference `rise`; and the number of `tokens`.
         seconds: Duration of the whole trial.
         init_seconds: Time to load and adapt the model.
         train_seconds: Duration of the training.
@@ -141,7 +143,7 @@ class TrialResult:
         trainable_parameters: Number of trained parameters.
         total_parameters: Number of all parameters.
         adapter_bytes: Size of the adapter file.
-        peak_memory_bytes: Largest memory use of the run.
+        peak_memory_bytes: Largest memory use of the run on the GPU, or in RAM without a GPU.
         folder: Folder of the run.
     """
 

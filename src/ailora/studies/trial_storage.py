@@ -52,8 +52,8 @@ class TrialStorage:
     def __init__(self, url: str, study: optuna.Study, storage: RDBStorage, *, read_only: bool = False) -> None:
         self.url = url
         self.name = study.study_name
-        # Databases written by the first versions contain secrets.
         attributes = study.user_attrs
+        # Databases written by the first versions contain secrets.
         self.config: dict[str, Any] = without_secrets(attributes[_CONFIG])
         self.trial_keys: object = attributes.get(_TRIAL_KEYS)
         folder = attributes.get(_FOLDER)
@@ -62,6 +62,7 @@ class TrialStorage:
         self._storage = storage
         self._read_only = read_only
         self._waiting: deque[FrozenTrial] = deque()
+        #: Value of `time.monotonic()` at the last refresh of the queue; -inf to refresh at the next claim.
         self._refreshed_at = -float("inf")
         storage.grace_period = self.config["worker_timeout"]
         storage.heartbeat_interval = max(1, storage.grace_period // _HEARTBEATS_PER_TIMEOUT)
@@ -233,8 +234,8 @@ class TrialStorage:
                 # Optuna never considers a running trial without a heartbeat dead. If this worker were killed between
                 # its claim and its first heartbeat, all workers would wait for the trial forever.
                 self._storage.record_heartbeat(trial_id)
+                # If another worker claimed the trial first, the call returns False, or raises if the trial has ended.
                 with contextlib.suppress(UpdateFinishedTrialError):
-                    # False if another worker claimed the trial first.
                     if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
                         return RunningTrial(
                             self._study, self._storage, key=key, spec=specs[0], trial_id=trial_id, url=self.url
@@ -262,8 +263,8 @@ class TrialStorage:
         """Read all attempts by key, each list by number."""
         with storage_errors(self.url):
             if self._read_only:
-                # Optuna's `get_trials` reads five more tables, and takes five times as long. Workers benefit from its
-                # cache.
+                # Optuna's `get_trials` reads five more tables, and takes five times as long. Workers still use it: they
+                # read often, and it caches trials that have ended.
                 return group_attempts(read_frozen_trials(self._storage, self.name))
             return group_attempts(self._study.get_trials(deepcopy=False))
 

@@ -59,7 +59,7 @@ class TuneResult:
         total_steps: Number of steps of a full run.
         rungs: Last step and number of candidates of each rung.
         ranking_metrics: Last step of a rung -> metric on the validation split by which candidates were compared there.
-        centers_origin: Sentences on the origin of the learning rates.
+        centers_origin: Sentences on how the centers of the ranges of learning rates were found.
         candidates: All candidates, the winner first, then ordered by their last rung and their place on it.
         importances: Importance of each choice at the end of the first rung.
         output: Folder of the finished run.
@@ -161,10 +161,10 @@ def build_result(design: TuneDesign, progress: SearchProgress, winner: Candidate
     rungs = progress.rungs
     # Candidates with a later last rung come first, ordered by their place on it. Those without any score come last.
     order = dict.fromkeys(design.candidates, (0, 0))
-    for number, rung in enumerate(rungs, start=1):
-        order |= {candidate: (-number, place) for place, candidate in enumerate(rung.ranking)}
+    for rung_number, rung in enumerate(rungs, start=1):
+        order |= {candidate: (-rung_number, place) for place, candidate in enumerate(rung.ranking)}
     ranked = sorted(design.candidates, key=lambda candidate: (order[candidate], candidate.number))
-    records = [_record(candidate, design, rungs, winner) for candidate in ranked]
+    records = [_build_record(candidate, design, rungs, winner) for candidate in ranked]
     first_scores = rungs[0].scores
     importances = measure_importance([_choices(candidate) for candidate in first_scores], [*first_scores.values()])
     total = design.total_steps
@@ -183,7 +183,9 @@ def build_result(design: TuneDesign, progress: SearchProgress, winner: Candidate
     )
 
 
-def _record(candidate: Candidate, design: TuneDesign, rungs: tuple[Rung, ...], winner: Candidate) -> CandidateRecord:
+def _build_record(
+    candidate: Candidate, design: TuneDesign, rungs: tuple[Rung, ...], winner: Candidate
+) -> CandidateRecord:
     config = design.space.configs[candidate.condition]
     trials = {rung.step: rung.trials[candidate] for rung in rungs if candidate in rung.trials}
     results = {step: trial.result for step, trial in trials.items() if trial and trial.result}

@@ -1,6 +1,6 @@
 """Adapt planned projections with PEFT's own inits: `adapter.policy: peft:NAME`.
 
-The names are values of `LoraConfig.init_lora_weights` in PEFT 0.21.
+The names are values of `LoraConfig.init_lora_weights` in PEFT 0.21, and `lora` for PEFT's default, True.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def validate_options(init: PeftInit, adapter: AdapterConfig) -> None:
             f"adapter.policy peft:corda needs the package attrs, which PEFT {peft.__version__} imports but does not "
             "install: pip install attrs"
         )
+    # `anchored` is the default of `adapter.form`, so the user has set another form.
     if adapter.form != "anchored":
         raise InputError(
             f"adapter.form {adapter.form!r} cannot be combined with {init}, whose adapters PEFT always trains in the "
@@ -170,8 +171,8 @@ def _adapt_by_peft(
         preprocess_loraga(model, lora_config, train_step=lambda: _run_backward(model, _limit_rows(batches)))
     if init.name == "eva":
         # rho=1 keeps the planned ranks. If EVA moved ranks between modules, a comparison with other inits would also
-        # compare different numbers of parameters. With the label mask, EVA reads only tokens in the loss; only in
-        # causal_lm does each input token have a label.
+        # compare different numbers of parameters. The label mask limits EVA to tokens in the loss. Only causal_lm can
+        # use the mask, because in other recipes input tokens have no labels.
         lora_config.eva_config = EvaConfig(rho=1.0, use_label_mask=recipe == "causal_lm")
     adapted = get_peft_model(model, lora_config)
     assert isinstance(adapted, PeftModel)

@@ -96,11 +96,13 @@ def read_tables(
             raise InputError(f"{name} holds no rows")
     all_columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
     # JSON objects may omit keys, so only the columns of other files must be equal.
-    fixed = {name: table.columns for name, table in zip(names, tables, strict=True) if not _is_json(Path(name))}
-    for name, found in fixed.items():
-        first_name, first_columns = next(iter(fixed.items()))
-        if found != first_columns:
-            raise InputError(f"{name} has the columns {found}, but {first_name} has {first_columns}")
+    columns_by_file = {
+        name: table.columns for name, table in zip(names, tables, strict=True) if not _is_json(Path(name))
+    }
+    for name, file_columns in columns_by_file.items():
+        first_name, first_columns = next(iter(columns_by_file.items()))
+        if file_columns != first_columns:
+            raise InputError(f"{name} has the columns {file_columns}, but {first_name} has {first_columns}")
     rows = [row for table in tables for row in _align_columns(table, all_columns)]
     return Table(all_columns, rows, [origin for table in tables for origin in table.origins])
 
@@ -208,7 +210,7 @@ def _parse_json_values(file: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def _is_json_lines(text: str) -> bool:
-    """Return whether the text of a JSON file is an object per line: more text follows the first object."""
+    """Return whether the text of a JSON file holds an object per line: more text follows the first object."""
     text = text.lstrip()
     if not text.startswith("{"):
         # An empty file counts as JSON Lines without rows. Otherwise, the parser would report a syntax error.

@@ -98,28 +98,31 @@ class TextGenerator:
         config = build_generation_config(fields, tokenizer, chat=chat)
         origins = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
         rows = [
-            Row(origin, [{"role": "user", "content": prompt}] if chat else prompt, "", {})
+            Row(origin, [{"role": "user", "content": prompt}] if chat else prompt, completion="", values={})
             for origin, prompt in zip(origins, prompts, strict=True)
         ]
-        ids = [self.tokenization.encode_prompt(row) for row in rows]
+        prompt_ids = [self.tokenization.encode_prompt(row) for row in rows]
         base: Any = get_base_model(self.model)
-        PositionLimits.from_model(base).validate_generation(ids, origins, config)
+        PositionLimits.from_model(base).validate_generation(prompt_ids, origins, config)
         return [
-            text.strip() for text in generate_texts(self.model, tokenizer, ids, config=config, batch_size=_BATCH_SIZE)
+            text.strip()
+            for text in generate_texts(self.model, tokenizer, prompt_ids, config=config, batch_size=_BATCH_SIZE)
         ]
 
 
 def _load_adapter(folder: Path, base: str | None) -> tuple[Model, Tokenization]:
     config = read_config(folder / CONFIG_NAME)
-    task, base = config.get("task_type"), base or config.get("base_model_name_or_path")
-    if task not in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM, None):
-        raise InputError(f"{folder} is an adapter for {task}, which generates no texts")
+    task_type = config.get("task_type")
+    base = base or config.get("base_model_name_or_path")
+    if task_type not in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM, None):
+        raise InputError(f"{folder} is an adapter for {task_type}, which generates no texts")
     if not base:
         raise InputError(f"{folder} does not name its base model; set the base model with --base")
     tokenizer = load_tokenizer(base)
     prepare_tokenizer(tokenizer, name=base)
-    # PEFT allows adapters without a task type.
-    model: Any = load_language_model(resolve_model(base), tokenizer, parse_task_type(task or TaskType.CAUSAL_LM))
+    # PEFT allows adapters without a task type. Most language models are causal.
+    task_type = parse_task_type(task_type or TaskType.CAUSAL_LM)
+    model: Any = load_language_model(resolve_model(base), tokenizer, task_type)
     try:
         adapted = load_peft_adapter(model, folder)
     except (InputError, ModelError, SafetensorError) as error:

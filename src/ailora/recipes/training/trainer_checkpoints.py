@@ -40,8 +40,8 @@ def mark_complete(checkpoint: Path, train_seconds: float) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """List complete and incomplete checkpoints in a folder, from the newest to the oldest."""
-    named = [_CHECKPOINT_NAME.fullmatch(path.name) for path in folder.glob("checkpoint-*")]
-    matches = sorted((match for match in named if match), key=lambda match: int(match[1]), reverse=True)
+    name_matches = [_CHECKPOINT_NAME.fullmatch(path.name) for path in folder.glob("checkpoint-*")]
+    matches = sorted((match for match in name_matches if match), key=lambda match: int(match[1]), reverse=True)
     return [folder / match[0] for match in matches]
 
 
@@ -110,7 +110,7 @@ class _Mark(BaseModel):
     files: dict[str, int | _FileState] = {}
 
 
-class _State(BaseModel):
+class _Progress(BaseModel):
     """Progress of training, from `trainer_state.json`."""
 
     global_step: int
@@ -154,9 +154,9 @@ def _validate_state(file: Path) -> None:
     if not file.is_file():
         raise _damaged_error(file, "it is missing")
     # A state of step 0 of 0 would count as finished training.
-    state, step = _read_content(file, _State), int(file.parent.name.removeprefix("checkpoint-"))
-    if state.global_step != step or state.max_steps < step:
-        raise _damaged_error(file, f"expected step {step}, got step {state.global_step} of {state.max_steps}")
+    progress, step = _read_content(file, _Progress), int(file.parent.name.removeprefix("checkpoint-"))
+    if progress.global_step != step or progress.max_steps < step:
+        raise _damaged_error(file, f"expected step {step}, got step {progress.global_step} of {progress.max_steps}")
 
 
 def _describe_unreadable(file: Path) -> str | None:
@@ -169,6 +169,7 @@ def _describe_unreadable(file: Path) -> str | None:
             with safe_open(file, framework="pt"):
                 pass
         elif file.suffix == ".distcp":
+            # Shards of torch.distributed.checkpoint are not zip archives. Only size and SHA-256 can be compared.
             return None
         # The remaining suffixes belong to files from `torch.save`, which are zip archives with checksums.
         elif part := zipfile.ZipFile(file).testzip():
