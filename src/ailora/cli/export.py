@@ -28,7 +28,7 @@ def export(
     content = report.to_dict()
     if not as_json:
         console.print(error_table(report.errors))
-        # The table has shown them.
+        # The table above already shows the error of each module.
         del content["errors"]
     print_report(f"written to {out}", content, as_json=as_json)
     if not as_json:

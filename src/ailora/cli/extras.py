@@ -12,8 +12,8 @@ EXTRAS = {
     "demo": "demo",
 }
 
-#: Import names of the packages in extras. No extra installs any other package, so its
-#: absence is a bug, not a missing extra.
+#: Import names of the packages that extras install. If any other package is missing, the cause is a bug, not a missing
+#: extra.
 OPTIONAL_PACKAGES = frozenset(
     {
         *("datasets", "jinja2", "nltk", "pandas", "pyarrow", "rouge_score", "ruamel", "sacrebleu", "sklearn", "trl"),
