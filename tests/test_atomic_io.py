@@ -158,6 +158,12 @@ def test_blocks_are_the_tensor(entries: int, tmp_path: Path) -> None:
         assert torch.equal(read_rows(stored, start, stop), tensor[start:stop])
 
 
+def test_a_tensor_without_rows_is_read(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(header_bytes([TensorSpec("a", "F32", (0, 4))]))
+    stored = read_header(tmp_path / "m.safetensors").tensors["a"]
+    assert read_tensor(stored).shape == read_rows(stored, 0, 0).shape == (0, 4)
+
+
 def test_numbers_that_are_not_finite_are_named_in_valid_json(tmp_path: Path) -> None:
     data = {"loss": math.nan, "history": [{"perplexity": math.inf}, (-math.inf, 1.0)], "name": "é"}
     write_json(tmp_path / "a.json", data)

@@ -82,6 +82,10 @@ def test_policies_read_back_what_they_describe(name: str) -> None:
         ({"query": {"init": "minor", "sise": "unit"}}, "unknown option of init 'minor' 'sise'"),
         ({"query": {"init": "minor", "size": "huge"}}, "unknown size 'huge'; allowed: singular, unit"),
         ({"query": "none"}, "adapts no role"),
+        (
+            {"by_role": {"query": "none"}, "default": "principal"},
+            "excludes a role by 'none', but the default init",
+        ),
         (3, "policy must be the name of a preset or a mapping"),
     ],
 )

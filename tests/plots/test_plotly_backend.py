@@ -65,6 +65,12 @@ def named(figure: dict[str, Any], name: str, *, band: bool = False) -> dict[str,
     return next(t for t in figure["data"] if t["name"] == name and bool(t["meta"].get("band")) is band)
 
 
+def test_rows_without_a_group_have_no_heading() -> None:
+    first, second, last = FOREST.rows
+    forest = replace(FOREST, rows=(replace(first, group=""), second, replace(last, group="")))
+    assert forest.lines == [forest.rows[0], "a", forest.rows[1], forest.rows[2]]
+
+
 def test_a_line_has_its_values_gaps_and_interval() -> None:
     made = plotly_figure(LINES)
     line = named(made, "a")

@@ -131,6 +131,13 @@ def test_a_damaged_file_does_not_take_the_rest_along(tmp_path: Path, name: str) 
     render(Page("run", (chapter,)))
 
 
+def test_only_runs_with_a_readable_configuration_can_be_run_again(tmp_path: Path) -> None:
+    damaged, sound = (run_folder(tmp_path / name) for name in ("damaged", "sound"))
+    (damaged / "config.yaml").write_text("a: [")
+    command = blocks(chapter_of(damaged, sound), "Run it again", Code)[0].text
+    assert command == f"ailora train {sound / 'config.yaml'} output=out/again"
+
+
 def test_numbers_that_are_none_are_said_so(tmp_path: Path) -> None:
     history = [{"step": 1, "loss": math.nan}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": math.inf}]
     metrics = {"validation": {"loss": math.nan, "accuracy": -math.inf}}

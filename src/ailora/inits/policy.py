@@ -88,7 +88,7 @@ def parse_policy(spec: PolicySpec) -> Policy:
 
     Raises:
         InputError: `spec` is neither a name nor a mapping; or a preset, a role or an init is unknown; or the mapping
-            adapts no role.
+            adapts no role, or excludes a role that has a default init.
     """
     if isinstance(spec, Policy):
         return spec
@@ -99,16 +99,31 @@ def parse_policy(spec: PolicySpec) -> Policy:
     if not isinstance(spec, Mapping):
         raise InputError(f"policy must be the name of a preset or a mapping from roles to inits, got {spec!r}")
     if "by_role" in spec:
-        return Policy(str(spec.get("name", "custom")), _parse_by_role(spec["by_role"]), parse_init(spec.get("default")))
-    by_role = _parse_by_role(spec)
+        return _parse_policy_dict(spec)
+    by_role = _drop_none(_parse_inits(spec))
     if not by_role:
         raise InputError(f"the policy {dict(spec)!r} adapts no role: give at least one role an init other than 'none'")
     return Policy("custom", by_role)
 
 
-def _parse_by_role(spec: object) -> dict[Role, Init]:
-    """Parse a mapping from roles to inits, and omit roles with the init `none`."""
+def _parse_policy_dict(spec: Mapping[str, object]) -> Policy:
+    """Parse the result of `Policy.to_dict`, which users may have edited."""
+    inits, default = _parse_inits(spec["by_role"]), parse_init(spec.get("default"))
+    if default is not None and None in inits.values():
+        # `Policy.init_for` would give the role the default init.
+        raise InputError(
+            f"by_role of the policy {dict(spec)!r} excludes a role by 'none', but the default init applies to it: "
+            "leave out the role, and choose the roles to adapt by the option `roles`"
+        )
+    return Policy(str(spec.get("name", "custom")), _drop_none(inits), default)
+
+
+def _parse_inits(spec: object) -> dict[Role, Init | None]:
+    """Parse a mapping from roles to inits, where None stands for the init `none`."""
     if not isinstance(spec, Mapping):
         raise InputError(f"by_role of a policy must be a mapping from roles to inits, got {spec!r}")
-    inits = {parse_role(role): parse_init(init) for role, init in spec.items()}
+    return {parse_role(role): parse_init(init) for role, init in spec.items()}
+
+
+def _drop_none(inits: Mapping[Role, Init | None]) -> dict[Role, Init]:
     return {role: init for role, init in inits.items() if init is not None}

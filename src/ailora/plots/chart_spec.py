@@ -229,7 +229,8 @@ class ForestPlot:
         group = ""
         for row in self.rows:
             if row.group != group:
-                lines.append(group := row.group)
+                group = row.group
+                lines += [group] if group else []
             lines.append(row)
         return lines
 

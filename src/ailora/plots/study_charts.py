@@ -244,9 +244,9 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
                     name=label or title,
                     x=list(range(len(methods))),
                     y=[costs.get((label, method), math.nan) for method in methods],
-                    # A series here is a task and setting, not a method. Styles start at 2, because style 0 means the
-                    # baseline in other charts.
-                    style=(number + 2) % len(COLOURS),
+                    # A series here is a task and setting, not a method. No series has style 0, which means the baseline
+                    # in other charts. Styles start at 2, because 1 is the first method's.
+                    style=1 + (number + 1) % (len(COLOURS) - 1),
                 )
                 for number, label in enumerate(labels)
             ),

@@ -218,11 +218,10 @@ def _forgetting(run: Run) -> str:
 
 
 def _instructions(runs: Sequence[Run]) -> list[Block]:
-    configs = [
-        Code(f"config.yaml of {run.name}", format_yaml(run.config), collapsed=True) for run in runs if run.config
-    ]
-    if not configs:
+    runs = [run for run in runs if run.config]
+    if not runs:
         return []
+    configs = [Code(f"config.yaml of {run.name}", format_yaml(run.config), collapsed=True) for run in runs]
     text = "The folder of a run contains its complete configuration. With a new output folder, the run starts again."
     commands = "\n".join(
         f"ailora train {quote_argument(run.folder / 'config.yaml')} output=out/again"

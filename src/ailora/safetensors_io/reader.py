@@ -7,6 +7,7 @@ memory map also kills the process (SIGBUS).
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -42,7 +43,7 @@ def read_rows(stored: StoredTensor, start: int, stop: int) -> Tensor:
         InputError: The file cannot be read or has shrunk since its header was read, or the dtype is not supported.
     """
     dtype = stored.torch_dtype
-    row_bytes = stored.nbytes // stored.shape[0]
+    row_bytes = dtype.itemsize * math.prod(stored.shape[1:])
     rows = _read_bytes(stored, start * row_bytes, (stop - start) * row_bytes)
     return rows.view(dtype).reshape(stop - start, *stored.shape[1:])
 

@@ -198,7 +198,7 @@ def _describe_undecided_result(comparison: Comparison, condition: Condition) -> 
         parts.append("a test needs at least two seeds")
     if judged.missing_seeds is not None and judged.margin is not None:
         parts.append(
-            f"{_format_missing_seeds(judged.missing_seeds, in_sentence=True)} more seeds would show equivalence within "
+            f"{_describe_missing_seeds(judged.missing_seeds)} would show equivalence within "
             f"{_format_margin(comparison, judged.margin)} if the methods are equal"
         )
     if judged.smallest_margin is not None:
@@ -213,13 +213,18 @@ def _format_margin(comparison: Comparison, margin: float) -> str:
     return f"{margin:.3g}" + (f" ({share} of the baseline)" if isinstance(share, str) else "")
 
 
-def _format_missing_seeds(numbers: tuple[int, int | None], *, in_sentence: bool = False) -> str:
+def _format_missing_seeds(numbers: tuple[int, int | None]) -> str:
     low, high = numbers
     if high is None:
         return f"more than {low:,}"
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _describe_missing_seeds(numbers: tuple[int, int | None]) -> str:
+    low, high = numbers
     if low == high:
-        return f"about {low:,}" if in_sentence else f"{low:,}"
-    return f"between {low:,} and {high:,}" if in_sentence else f"{low:,} to {high:,}"
+        return f"about {pluralize(low, 'more seed')}"
+    return f"{_format_missing_seeds(numbers) if high is None else f'between {low:,} and {high:,}'} more seeds"
 
 
 def _describe_outcome(comparison: Comparison, base: Condition, others: Sequence[Condition]) -> str:
