@@ -110,6 +110,7 @@ def raise_on_all_ranks() -> Generator[None, None, None]:
         yield
     except (AiloraError, OSError) as error:
         failure = error
+    # None for a rank without a failure.
     messages = gather_object(failure and f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure
@@ -209,13 +210,17 @@ def compute_and_broadcast_from_rank0(compute: Callable[[], T]) -> T:
     failure: Exception | None = None
     try:
         value = compute()
-    except Exception as error:  # of any type, because all other ranks wait for the broadcast
+    # Catch errors of any type, because all other ranks wait for the broadcast.
+    except Exception as error:
         failure = error
     message = failure and f"{type(failure).__name__}: {failure}"
     content, message = broadcast((_to_bytes(value), message) if is_main() else None)
     if message is not None:
         raise failure if is_main() and failure else ModelError(f"on the first rank: {message}")
-    return value if is_main() else torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+    if is_main():
+        return value
+    # Unpickling is safe here: the bytes come from rank 0 of this run, not from a file.
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
 
 
 def _to_bytes(value: object) -> bytes:
@@ -259,8 +264,8 @@ def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers:
 
 
 def _start_worker(threads: int) -> None:
-    # Limiting the threads of torch is not enough: scipy has a separate BLAS, and its threads would spin while they wait
-    # for each other.
+    # Limiting the threads of torch is not enough: scipy has a BLAS of its own, whose threads would keep cores busy
+    # while they wait for each other.
     torch.set_num_threads(threads)
     threadpool_limits(threads)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -20,7 +20,8 @@ from ailora.safetensors_io import read_header
 def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
     """Load a saved adapter with PEFT.
 
-    Loading opens no pickle, imports no module named by the configuration, and limits the time of every pattern search.
+    The adapter is not trusted: loading opens no pickle, imports no module named by the configuration, and limits the
+    time to match each regular expression in the configuration.
 
     Args:
         base: Base model.
@@ -32,7 +33,7 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
     Raises:
         InputError: The adapter is pickled, damaged or incomplete, or its configuration is invalid.
         ModelError: PEFT cannot load the adapter on the base model.
-        SafetensorError: The tensors are damaged.
+        SafetensorError: PEFT cannot read the tensors of the weights file.
     """
     validate_weights_file(folder)
     # Opening a named pipe would wait forever for a writer.
@@ -43,13 +44,14 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
     data = read_json_object(file)
     if data.get("megatron_config"):
         raise InputError(f"{file}: megatron_config makes PEFT import a module, and is refused: remove the key")
+    # Potentially slow patterns, replaced by the names of the matching modules.
     resolved = resolve_patterns(data, (name for name, _ in base.named_modules()), file)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         for key, value in resolved.items():
             setattr(config, key, value)
         with warnings.catch_warnings():
-            # `_validate_same_factors` replaces this warning by an error with the name of the file.
+            # Instead of this warning, `_validate_same_factors` raises an error that names the file.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(base, str(folder), config=config)  # type: ignore[arg-type]
         if config.peft_type == PeftType.LORA:
@@ -70,13 +72,13 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
 def _validate_same_factors(adapted: PeftModel, folder: Path) -> None:
     """Refuse a file with missing or additional factors. PEFT's `from_pretrained` at most warns about them."""
     # `from_pretrained` does not return the mismatched keys, so the file is loaded again by a method that does.
-    keys = adapted.load_adapter(str(folder), "default")
-    if keys.missing_keys:
+    load_result = adapted.load_adapter(str(folder), "default")
+    if load_result.missing_keys:
         raise InputError(
-            f"{folder / WEIGHTS_NAME} has no {keys.missing_keys[0]}, which {CONFIG_NAME} adapts: the file is "
+            f"{folder / WEIGHTS_NAME} has no {load_result.missing_keys[0]}, which {CONFIG_NAME} adapts: the file is "
             f"incomplete, or {CONFIG_NAME} belongs to a different adapter"
         )
-    if ignored := [key for key in keys.unexpected_keys if ".lora_" in key]:
+    if ignored := [key for key in load_result.unexpected_keys if ".lora_" in key]:
         raise InputError(
             f"{folder / WEIGHTS_NAME} has {ignored[0]}, which {CONFIG_NAME} does not adapt: loaders would ignore it. "
             "Correct target_modules, exclude_modules or layers_to_transform"

@@ -14,7 +14,7 @@ from ailora.recipes.run_folder import RunFolder
 from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
 
-#: Number of training batches over which the gradient is averaged. Fewer batches are noisier, and more take longer.
+#: Number of training batches over which the gradient is averaged. Fewer give a noisier gradient, and more take longer.
 _NUM_BATCHES = 16
 
 
@@ -39,6 +39,7 @@ def initial_gradients(run: RunFolder, base: BaseWeights) -> dict[str, Tensor]:
     # With the seed of the run, a new classification head has the same initial values as in the run.
     set_seed(config.training["seed"])
     model = recipe.load_model(resolve_model(config.model)).float().eval()
+    # Name in the base's checkpoint -> parameter name in the run's model.
     parameter_names = checkpoint_key_map(model, Checkpoint.open(model_folder(base.path)).tensors)
     weights = {
         module: model.get_parameter(parameter_names[tensor.name])

@@ -129,7 +129,8 @@ def _load_adapter(adapter: AdapterCheckpoint, name: str, base: BaseWeights) -> A
         )
     adapter.validate_no_residual_base()
     folder = model_folder(base.path)
-    # Match modules by tensor: the class for the adapter's task and the class of the base name modules differently.
+    # The adapter's task and the base may use different model classes, which give a module different names. So match
+    # modules by the name of their tensor in the checkpoint, which both classes share.
     model = load_on_meta(str(folder), adapter.task_type, any_class=True)
     tensors = Checkpoint.open(folder).tensors
     try:
@@ -177,7 +178,7 @@ def unique_names(paths: Sequence[Path | str]) -> list[str]:
         ambiguous = [i for i, name in enumerate(names) if names.count(name) > 1 or name == BASE_NAME]
         extensible = [i for i in ambiguous if lengths[i] < len(parts[i])]
         if not extensible:
-            # Only the path `/base` has no further component.
+            # Only the path `/base` can still be ambiguous, because it has no further component.
             return [f"/{name}" if name == BASE_NAME else name for name in names]
         for i in extensible:
             lengths[i] += 1

@@ -105,7 +105,7 @@ def _measure_projection(
     base_vectors = LeftSingularVectors(projection_weight, settings.top)
     directions = SingularDirections.from_weight(projection_weight) if settings.directions else None
     values = torch.linalg.svdvals(projection_weight.double()) if directions is None else directions.values
-    norm = float(values.norm())
+    weight_norm = float(values.norm())
     tables.spectra.append(
         {"model": "base", **columns, **measure_spectrum(values, rank), **_NO_ANCHOR, "intruders": float("nan")}
     )
@@ -118,19 +118,19 @@ def _measure_projection(
                 tables.notes.append(f"{model.name}: left out: {error}")
             tables.damaged.add((model.name, projection.module))
             continue
-        tables.deltas.append({"model": model.name, **columns, **measure_update(update, norm, bands, rank=rank)})
+        tables.deltas.append({"model": model.name, **columns, **measure_update(update, weight_norm, bands, rank=rank)})
         if directions is not None:
             gradient = model.initial_gradient(projection)
             for name, change in (("dW", update), ("gradient", gradient)):
                 profile = () if change is None else direction_profile(change, directions, rank)
                 tables.directions += [{"model": model.name, **columns, "update": name, **row} for row in profile]
-        changed = projection_weight.double() + update.dense()
-        cosines = nearest_cosines(base_vectors, changed, settings.epsilon)
+        finetuned_weight = projection_weight.double() + update.dense()
+        cosines = nearest_cosines(base_vectors, finetuned_weight, settings.epsilon)
         tables.spectra.append(
             {
                 "model": model.name,
                 **columns,
-                **measure_spectrum(torch.linalg.svdvals(changed), rank),
+                **measure_spectrum(torch.linalg.svdvals(finetuned_weight), rank),
                 **_measure_anchor(model, projection),
                 "intruders": float((cosines < settings.epsilon).sum()),
             }
@@ -177,6 +177,7 @@ def measure_update(
     """
     values = update.singular_values()
     norm = float(values.norm())
+    # For a zero update, NaN instead of 0 makes the shares NaN instead of dividing by zero.
     energy = norm**2 or float("nan")
     out, in_ = bands["principal"].U.shape[0], bands["principal"].Vh.shape[1]
     shares = {}
@@ -209,7 +210,7 @@ def measure_spectrum(values: Tensor, rank: int) -> Row:
         - `effective_rank`, `stable_rank`: See the functions with these names.
         - `principal`, `middle`, `minor`: shares of the energy `sum s^2` in the first r values, in the values between,
           and in the last r.
-        - `indices`, `values`: up to 64 singular values.
+        - `indices`, `values`: up to 64 singular values, with their indices from 0.
     """
     squares = values.square()
     energy = float(squares.sum()) or float("nan")

@@ -52,10 +52,11 @@ class ExportReport:
         dtype: Dtype of the factors.
         errors: Module -> Frobenius norm of the error, and Frobenius norm of the update.
         error: Frobenius norm of the error over all modules, relative to the norm of the update; 0 for an exact export.
-            For the export of an export, the update is that of the first export; `ailora.json` records the total error.
+            If the adapter is itself an export, the error of the earlier export is not included; `ailora.json` records
+            the total error.
         saved_modules: Names of exported tensors from fully fine-tuned modules. Most servers refuse such tensors.
-        completeness_checked: Whether the adapter was checked for missing and additional modules. False for a stock
-            adapter if its base model is not available.
+        completeness_checked: Whether the adapter was checked for missing and additional modules. False for an
+            adapter without `ailora.json` if its base model is not available.
     """
 
     folder: str
@@ -92,8 +93,8 @@ def export(
     rounding in the dtype. With either, each update is replaced by its best approximation of the new rank, which is
     computed from the factors without forming `B A`.
 
-    For a stock adapter, the base model is needed to check that no module is missing. If the model is not available, a
-    warning says that this check was skipped.
+    For an adapter without `ailora.json`, the base model is needed to check that no module is missing. If the model is
+    not available, a warning says that this check was skipped.
 
     Args:
         adapter: Folder of an adapter, or of a run.
@@ -110,8 +111,8 @@ def export(
 
     Raises:
         InputError: The adapter is invalid, needs residual weights, or has entries too large for the dtype; `rank` or
-            `energy` is out of range or given for a DoRA, or both are given; the dtype is unknown; or `out` cannot be
-            used (see `OutputDir.acquire`).
+            `energy` is out of range or given for a DoRA adapter, or both are given; the dtype is unknown; or `out`
+            cannot be used (see `OutputDir.acquire`).
     """
     torch_dtype = parse_dtype(dtype)
     checkpoint = AdapterCheckpoint.open(adapter)
@@ -180,11 +181,12 @@ class _Conversion:
     @property
     def error(self) -> float:
         """Norm of the error over all modules, relative to the norm of the update."""
-        error_norm, update_norm = (math.sqrt(sum(pair[i] ** 2 for pair in self.errors.values())) for i in (0, 1))
+        error_norm = math.sqrt(sum(error**2 for error, _ in self.errors.values()))
+        update_norm = math.sqrt(sum(update**2 for _, update in self.errors.values()))
         return error_norm / update_norm if update_norm > 0 else 0.0
 
-    def _error_of_trained(self) -> float:
-        """Return the error relative to the norm of the trained update, with the error of an earlier export."""
+    def _total_error(self) -> float:
+        """Return the error of this and of an earlier export together, relative to the norm of the trained update."""
         earlier = self.checkpoint.metadata and self.checkpoint.metadata.exported
         if not earlier:
             return self.error
@@ -202,7 +204,7 @@ class _Conversion:
         """Write the files of the export."""
         write_tensors(folder / WEIGHTS_NAME, list(self._specs()), self._tensors())
         if self.checkpoint.metadata:
-            exported = Exported(rank=self.rank, dtype=self.dtype_name, error=self._error_of_trained())
+            exported = Exported(rank=self.rank, dtype=self.dtype_name, error=self._total_error())
             self.checkpoint.metadata.model_copy(update={"exported": exported}).write(folder)
         # Write the configuration last: loaders look for this file first, so they never load a half-written adapter.
         config = json_bytes(self._config())
@@ -265,7 +267,8 @@ def _check_complete(checkpoint: AdapterCheckpoint) -> bool:
     """Refuse an adapter with missing or additional modules.
 
     Returns:
-        Whether the adapter was checked. False for a stock adapter without an available base model.
+        Whether the adapter was checked. False for an adapter without `ailora.json` if its base model is not
+            available.
 
     Raises:
         InputError: The adapter lacks a module, or has additional ones.
@@ -294,9 +297,9 @@ def _check_complete(checkpoint: AdapterCheckpoint) -> bool:
 def _validate_rank_options(rank: int | None, energy: float | None, checkpoint: AdapterCheckpoint) -> None:
     if rank is not None and energy is not None:
         raise InputError("give a rank or an energy, not both")
-    largest = max(min(weights.shape) for weights in checkpoint.modules.values())
-    if rank is not None and (type(rank) is not int or not 1 <= rank <= largest):
-        raise InputError(f"rank must be a whole number between 1 and {largest}, got {rank!r}")
+    max_rank = max(min(weights.shape) for weights in checkpoint.modules.values())
+    if rank is not None and (type(rank) is not int or not 1 <= rank <= max_rank):
+        raise InputError(f"rank must be a whole number between 1 and {max_rank}, got {rank!r}")
     if energy is not None and not (is_real(energy) and 0 < energy <= 1):
         raise InputError(f"energy must be a share, 0 < energy <= 1, got {energy!r}")
     if checkpoint.dora and (rank is not None or energy is not None):
@@ -320,6 +323,7 @@ def _find_rank(values: Tensor, energy: float) -> int:
         return 1
     # Rounding may leave the last cumulative sum below the total.
     reached = squares.cumsum(0) >= energy * total * (1 - 1e-12)
+    # `argmax` finds the first True; torch does not implement it for booleans.
     return int(reached.to(torch.uint8).argmax()) + 1
 
 

@@ -31,6 +31,7 @@ def report(
     from ailora.report.html import write_figures, write_page
     from ailora.report.inputs import find_read_paths
 
+    # The page must not overwrite a file that it is built from.
     reads = [path for source in sources for path in find_read_paths(source, scale)]
     out = validate_output_file(out, force=force, reads=reads)
     page = build_page(sources, scale=scale, bootstrap=bootstrap)

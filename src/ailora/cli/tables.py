@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ailora.optim.curvature import Curvature, RateMultiple
     from ailora.plan import Plan, PlannedAdapter
     from ailora.recipes.dry_run import DryRun
-    from ailora.recipes.suggest_lr import Suggestion
+    from ailora.recipes.suggest_lr import RoleRate, Suggestion
     from ailora.roles import Projection, UnmatchedModule
     from ailora.studies.summary_table import SummaryTable
     from ailora.tune.tune_result import TuneResult
@@ -136,7 +136,9 @@ def plan_table(plan: Plan) -> Table:
     """Build a table of adapter settings, with totals. Layers with equal settings share a line."""
 
     def row(a: PlannedAdapter) -> tuple[str, ...]:
-        p, init = a.projection, ", ".join(a.init.to_dict().values())
+        p = a.projection
+        # Name of the init and its settings, such as `minor, singular`.
+        init = ", ".join(a.init.to_dict().values())
         numbers = (str(a.rank), f"{a.alpha:g}", f"{a.scaling:g}", f"{a.trainable:,}")
         return collapse_layer_index(p.module), p.role.value, _format_shape(p), init, *numbers
 
@@ -181,10 +183,12 @@ def result_table(results: Mapping[str, dict[str, Any]]) -> Table:
 def suggestion_table(suggestion: Suggestion) -> Table:
     """Build a table with the curvature and the suggested learning rate of each role."""
     columns = ("role", "curvature", "curvature of LoRA", "multiple of LoRA's rate", "rate", "caution")
-    rows = (
-        (role, *map(_format_with_error, (r.curvature, r.reference, r.multiple)), f"{r.rate:.2g}", r.caution)
-        for role, r in suggestion.roles.items()
-    )
+
+    def row(role: str, r: RoleRate) -> tuple[str, ...]:
+        estimates = map(_format_with_error, (r.curvature, r.reference, r.multiple))
+        return role, *estimates, f"{r.rate:.2g}", r.caution
+
+    rows = (row(*item) for item in suggestion.roles.items())
     return make_table(None, columns, rows)
 
 
@@ -222,7 +226,7 @@ def check_table(verdict: Verdict) -> Table:
 
 def inspection_tables(inspection: Mapping[str, Any]) -> Iterator[Table]:
     """Yield a table with the results of `ailora inspect`, then a table with a line for each role."""
-    # Adapters have `lines`, models have `roles`.
+    # The rows for roles are under `lines` for an adapter, and under `roles` for a model.
     roles = inspection.get("lines") or inspection["roles"]
     shown_elsewhere = ("kind", "folder", "lines", "roles")
     facts = {

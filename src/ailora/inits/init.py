@@ -18,7 +18,7 @@ class Factors:
     Attributes:
         A: Factor (..., rank, in).
         B: Factor (..., out, rank).
-        floored: Number of clamped singular values, (...,): negligible ones are raised to a small value.
+        floored: Number of negligible singular values that were raised to a lower bound, of shape (...,).
     """
 
     A: Float[Tensor, "*batch rank in_"]
@@ -29,7 +29,8 @@ class Factors:
 class Init(ABC):
     """Rule for the initial factors of a projection, given its weight."""
 
-    #: Whether `B A` differs from zero at the start. If so, the adapter needs an anchor.
+    #: Whether `B A` differs from zero at the start. If so, the adapter needs an anchor: a copy of the initial factors,
+    #: whose product is subtracted so that the adapted model starts equal to the base.
     needs_anchor: ClassVar[bool]
 
     @abstractmethod
@@ -48,8 +49,8 @@ class Init(ABC):
             Factors on the weight's device, in float64 for a float64 weight and in float32 for all others.
 
         Raises:
-            InputError: The init decomposes the weight, and the weight has NaN or infinite entries or too small a side
-                for the rank.
+            InputError: The init decomposes the weight, and the weight has NaN or infinite entries, or too few
+                rows or columns for the rank.
         """
 
     @abstractmethod

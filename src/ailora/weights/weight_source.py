@@ -17,7 +17,7 @@ from ailora.weights.base_weight import BaseWeight, validate_matrix, weight_key
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
 
 #: Function from a base weight to the floating-point matrix (out, in) to decompose, on the device of the layer.
-#: `BaseWeight.read` takes the matrix from the model itself.
+#: `BaseWeight.read` is the source that reads the matrix from the model itself.
 WeightSource = Callable[[BaseWeight], Float[Tensor, "out in_"]]
 
 #: Largest relative distance between a quantized weight and its original. Quantization to two bits gives about 0.4, and
@@ -36,13 +36,12 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
     Returns:
         The source.
 
-    The messages name the argument `weights_from` of `adapt`, which is `checkpoint` here.
-
     Raises:
         InputError: The checkpoint is missing, damaged or not in safetensors format.
         ModelError: The checkpoint lacks a module's weight.
     """
-    # `Path("")` would be the current folder.
+    # Users pass the checkpoint as the argument `weights_from` of `adapt`, so all messages use that name.
+    # An empty string is refused, because `Path("")` is the current folder.
     if not isinstance(checkpoint, str | Path) or not checkpoint:
         raise InputError(f"weights_from must be a folder, a safetensors file or a hub id, got {checkpoint!r}")
     try:
@@ -72,8 +71,8 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
 def relative_error(exact: Tensor, approximate: Tensor) -> float:
     """Return `|approximate - exact| / |exact|` in the Frobenius norm; 0 for a zero `exact`."""
     exact = exact.float() if exact.dtype.itemsize < 4 else exact
-    size = exact.norm()
-    return float((approximate.to(exact.dtype) - exact).norm() / size) if size > 0 else 0.0
+    exact_norm = exact.norm()
+    return float((approximate.to(exact.dtype) - exact).norm() / exact_norm) if exact_norm > 0 else 0.0
 
 
 def _orient(tensor: Tensor, weight: BaseWeight, name: str) -> Float[Tensor, "out in_"]:
@@ -86,14 +85,15 @@ def _orient(tensor: Tensor, weight: BaseWeight, name: str) -> Float[Tensor, "out
     """
     if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
         raise ModelError(f"{name} has the dtype {tensor.dtype}: weights_from takes an unquantized checkpoint")
-    # Without a fitting shape, `validate_matrix` refuses the tensor.
+    # If neither orientation has the expected shape, `validate_matrix` refuses the tensor.
     candidates = [matrix for matrix in (tensor, tensor.T) if tuple(matrix.shape) == weight.shape] or [tensor]
     for matrix in candidates:
         validate_matrix(matrix, weight.shape, name)
     try:
         dequantized = weight.read()
     except ModelError:
-        # This machine cannot dequantize the weight, so the type of the layer decides: the last candidate is transposed.
+        # This machine cannot dequantize the weight, so the distances are unknown. Assume that the checkpoint stores the
+        # tensor as the layer does. Of two candidates, the last is transposed.
         return candidates[-1 if weight.transposed else 0].to(weight.device)
     distances = [relative_error(matrix.to(dequantized.device), dequantized) for matrix in candidates]
     distance, matrix = min(zip(distances, candidates, strict=True), key=lambda pair: pair[0])
