@@ -13,6 +13,7 @@ from urllib.parse import unquote_plus
 
 MASK = "***"
 
+#: End of a key whose value is a secret. An environment (`env`) maps variables to values, such as access tokens.
 _SECRET_KEY = re.compile(r"(token|password|passwd|passphrase|pwd|^pw|secret|credentials?|_key|apikey|_env|^env)$", re.I)
 #: Keys for special tokens of a tokenizer, such as `pad_token`. Their values are not secrets.
 _SPECIAL_TOKEN_KEY = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.I)
@@ -33,6 +34,7 @@ class Secret(str):
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         return type(None), ()
 
+    # `copy` would otherwise use `__reduce_ex__`, and replace the secret by None.
     def __copy__(self) -> Secret:
         return self
 
@@ -121,12 +123,12 @@ def mask_url(url: str) -> str:
         # In a string that is not a URL, everything after the first separator may belong to a password.
         start = re.split("[:/@]", url, maxsplit=1)[0]
         return _PARAMETER.sub(_mask_parameter, url) if start == url else f"{start}:{MASK}"
-    users, at, host = rest.rpartition("@")
+    credentials, at, host = rest.rpartition("@")
     if scheme.startswith("sqlite") and rest.startswith("/"):
         # A path has no user and no password.
         pass
-    elif at and ":" in users:
-        rest = f"{users.partition(':')[0]}:{MASK}@{host}"
+    elif at and ":" in credentials:
+        rest = f"{credentials.partition(':')[0]}:{MASK}@{host}"
     elif not at:
         rest = _PASSWORD_WITHOUT_HOST.sub(rf"\1:{MASK}", rest)
     return _PARAMETER.sub(_mask_parameter, f"{scheme}://{rest}")

@@ -28,10 +28,10 @@ def write_analysis(analysis: Analysis, out: Path | str, *, force: bool = False) 
         force: Whether to replace an analysis in `out`.
 
     Raises:
-        InputError: The folder holds files of another origin, holds an analysis and `force` is False, or cannot be
+        InputError: The folder holds files other than an analysis, holds an analysis and `force` is False, or cannot be
             written.
     """
-    folder = validate_output_dir(out, (), force=force)
+    folder = validate_output_dir(out, reads=(), force=force)
     with replacing_analysis(folder) as partial:
         write_tables(analysis, partial)
         for chart in build_analysis_charts(analysis):
@@ -68,62 +68,61 @@ def _embeddings(analysis: Analysis) -> Iterator[Plot]:
         rows = filter_rows(analysis.embedding, cloud=info["cloud"])
         point_meaning = "one head of one layer" if info["heads"] else "the weight of one layer"
         point_meaning += ", before and after fine-tuning" if analysis.models else ""
-        name, title = info["cloud"].replace(" ", "-"), f"of the {info['cloud']} weights"
+        name, subject = info["cloud"].replace(" ", "-"), f"of the {info['cloud']} weights"
         if "perplexity" in info:
-            trust = info["tsne_trustworthiness"][str(info["seed"])]
+            trustworthiness = info["tsne_trustworthiness"][str(info["seed"])]
             caption = (
                 f"A point is {point_meaning}. Perplexity {info['perplexity']:.3g}, seed {info['seed']}, "
-                f"trustworthiness {trust:.2f} (0.5 is chance); distances between clusters mean nothing."
+                f"trustworthiness {trustworthiness:.2f} (0.5 is chance); distances between clusters mean nothing."
             )
             axes = Axis("t-SNE 1"), Axis("t-SNE 2")
-            yield Plot(f"tsne-{name}", f"t-SNE {title}", "points", *axes, _points(analysis, rows, "tsne"), caption)
+            yield Plot(f"tsne-{name}", f"t-SNE {subject}", "points", *axes, _points(analysis, rows, "tsne"), caption)
         x_share, y_share = info["explained"]
         caption = (
             f"A point is {point_meaning}. The axes hold {x_share:.1%} and {y_share:.1%} of the variance; distances are "
             "in the unit of the weights."
         )
         axes = Axis("principal axis 1"), Axis("principal axis 2")
-        yield Plot(f"pca-{name}", f"PCA {title}", "points", *axes, _points(analysis, rows, "pca"), caption)
+        yield Plot(f"pca-{name}", f"PCA {subject}", "points", *axes, _points(analysis, rows, "pca"), caption)
 
 
-def _points(analysis: Analysis, rows: pd.DataFrame, kind: str) -> tuple[Series, ...]:
+def _points(analysis: Analysis, rows: pd.DataFrame, method: str) -> tuple[Series, ...]:
+    """Return the points of each model, from the coordinates of a method: `tsne` or `pca`."""
     series = []
     for style, model in enumerate(("base", *analysis.models)):
         points = filter_rows(rows, model=model)
+        # A head of -1 stands for a whole weight.
         notes = [
             f"{module}, head {head}" if head >= 0 else module
             for module, head in zip(points["module"], points["head"], strict=True)
         ]
-        x, y = points[f"{kind}_x"].tolist(), points[f"{kind}_y"].tolist()
+        x, y = points[f"{method}_x"].tolist(), points[f"{method}_y"].tolist()
         series.append(Series(_legend_name(model), x, y, notes=notes, style=style))
-    return tuple(line for line in series if line.x)
+    return tuple(model_points for model_points in series if model_points.x)
 
 
 def _dispersion(analysis: Analysis) -> Iterator[Plot]:
     columns = ["cloud", "model", "dispersion", "low", "high"]
     records = pd.DataFrame(analysis.info["dispersion"]["layers"], columns=columns)
     models = [model for model in ("base", *analysis.models) if model in set(records["model"])]
-    roles = records["cloud"].unique()
-    # A role with weights of several shapes has several sets of points, so there may be many sets.
-    offset = min(_POINT_OFFSET, _MAX_POINTS_WIDTH / max(1, len(roles)))
+    # A cloud holds the weights of a role that have the same shape, so there may be many clouds.
+    clouds = records["cloud"].unique()
+    offset = min(_POINT_OFFSET, _MAX_POINTS_WIDTH / max(1, len(clouds)))
+    series = []
+    for style, cloud in enumerate(clouds):
+        rows = filter_rows(records, cloud=cloud)
+        # The points of all clouds lie side by side, centred on the position of their model.
+        shift = (style - (len(clouds) - 1) / 2) * offset
+        x = [models.index(model) + shift for model in rows["model"]]
+        dispersion, low, high = (rows[column].tolist() for column in ("dispersion", "low", "high"))
+        series.append(Series(cloud, x, dispersion, low, high, style=style))
     yield Plot(
         "dispersion",
         "Dispersion over the layers",
         "points",
         Axis("model", categories=tuple(map(_legend_name, models))),
         Axis("1 - mean cosine"),
-        tuple(
-            Series(
-                role,
-                [models.index(model) + (style - (len(roles) - 1) / 2) * offset for model in rows["model"]],
-                rows["dispersion"].tolist(),
-                rows["low"].tolist(),
-                rows["high"].tolist(),
-                style=style,
-            )
-            for style, role in enumerate(roles)
-            for rows in [filter_rows(records, cloud=role)]
-        ),
+        tuple(series),
         "How much the directions of weights differ between layers: at 0, weights have the same direction; at 1, the "
         "weights have nothing in common. Bars are 95 % jackknife intervals over layers.",
     )
@@ -154,7 +153,7 @@ def _update_shares(analysis: Analysis) -> Iterator[Plot]:
             mean, low, high = (shares[column].tolist() for column in ("mean", "min", "max"))
             series.append(Series(f"{band}, {side}", x, mean, low, high, style=style))
         for style, side in enumerate(("left", "right"), start=len(series)):
-            # Weights of a role may differ in shape, and then in chance.
+            # Weights of a role may differ in shape, and then in the share of a random update.
             chance = mean_by(rows, "model", f"{side}_chance").reindex(models).dropna()
             x = [models.index(str(model)) for model in chance.index]
             series.append(Series(f"chance, {side}", x, chance.tolist(), style=style))
@@ -231,7 +230,8 @@ def _spectra(analysis: Analysis) -> Iterator[Plot]:
     """Chart the singular values of the base in at most six layers, for each role."""
     for role in analysis.roles:
         rows = filter_rows(analysis.spectra, model="base", role=role).sort_values("layer", kind="stable")
-        # Layers are evenly spaced, and include the first and the last. With few layers, the set removes repetitions.
+        # Choose six evenly spaced layers, including the first and the last. With fewer layers, positions repeat, and
+        # the set keeps each once.
         positions = sorted({round(i * (len(rows) - 1) / 5) for i in range(6)}) if len(rows) else []
         # Encoder, decoder and cross attention all number their layers from 0.
         is_ambiguous = rows["layer"].duplicated().any()

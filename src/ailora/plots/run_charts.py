@@ -17,7 +17,7 @@ _MAX_POINTS = 400
 #: Largest number of classes in a confusion matrix. Larger matrices are not drawn.
 _MAX_CLASSES = 20
 #: Keys in the Trainer's evaluations that are not metrics.
-_TIMINGS = ("step", "epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+_NON_METRICS = ("step", "epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 _LOGGED_LABELS = {"loss": "training loss", "learning_rate": "learning rate", "grad_norm": "norm of the gradient"}
 
 
@@ -26,14 +26,14 @@ def validation_curves(histories: Histories, metrics: Sequence[str] | None = None
 
     Args:
         histories: Name of a run -> evaluations.
-        metrics: Keys of the evaluations to chart. None means all keys except timings.
+        metrics: Keys of the evaluations to chart. None means all keys except steps, epochs and timings.
 
     Yields:
         Chart of each metric that has values.
     """
     if metrics is None:
         keys = dict.fromkeys(key for history in histories.values() for record in history for key in record)
-        metrics = [key for key in keys if key not in _TIMINGS]
+        metrics = [key for key in keys if key not in _NON_METRICS]
     for metric in metrics:
         label, caption = f"validation {metric.replace('_', ' ')}", "Measured on the validation split during training."
         yield from _over_steps(histories, metric, name=f"validation-{metric}", label=label, caption=caption)
@@ -65,7 +65,7 @@ def confusion_chart(
 
     Args:
         labels: Names of the classes.
-        counts: Number of data rows by counts[label][prediction].
+        counts: `counts[i][j]` is the number of data rows with label i and prediction j.
         split: Name of the split with the data rows.
         name: Name of the chart.
         title: Title of the chart.

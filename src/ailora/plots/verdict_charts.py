@@ -16,11 +16,12 @@ _MAX_FOREST_ROWS = 60
 
 
 def forest_charts(comparison: Comparison) -> Iterator[ForestPlot]:
-    """Chart the differences to the baseline with their verdicts, in a chart for each metric."""
+    """Chart the differences from the baseline with their verdicts, in a chart for each metric."""
     design = comparison.design
+    # (Label of the metric, whether larger is better) -> conditions.
     by_metric: dict[tuple[str, bool], list[Condition]] = {}
-    for condition, against in comparison.against_baseline.items():
-        if against.difference is not None:
+    for condition, baseline_comparison in comparison.against_baseline.items():
+        if baseline_comparison.difference is not None:
             key = design.metric_label(condition), design.larger_is_better(condition)
             by_metric.setdefault(key, []).append(condition)
     for (metric, larger_is_better), conditions in by_metric.items():
@@ -44,19 +45,21 @@ def forest_charts(comparison: Comparison) -> Iterator[ForestPlot]:
 
 def _forest_row(comparison: Comparison, condition: Condition, *, has_one_method: bool) -> ForestRow:
     """Return the row of a condition. If the chart has one method, the row is named after task and setting."""
-    against, base = comparison.against_baseline[condition], comparison.design.baseline_for(condition)
-    assert against.difference is not None
-    estimate, verdict = against.difference.estimate, against.verdict or ""
+    baseline_comparison = comparison.against_baseline[condition]
+    baseline = comparison.design.baseline_for(condition)
+    assert baseline_comparison.difference is not None
+    estimate, judgement = baseline_comparison.difference.estimate, baseline_comparison.judgement
+    verdict = baseline_comparison.verdict or ""
     return ForestRow(
-        group="" if has_one_method else base.label,
-        # Without several tasks and settings, the base has an empty label.
-        label=base.label if has_one_method and base.label else condition.method_label(base),
+        group="" if has_one_method else baseline.label,
+        # In a study of a single task and setting, the baseline's label is empty.
+        label=baseline.label if has_one_method and baseline.label else condition.method_label(baseline),
         value=estimate.mean,
         low=estimate.low,
         high=estimate.high,
-        margin=against.judgement.margin if against.judgement else None,
+        margin=judgement.margin if judgement else None,
         verdict=verdict,
         is_decided=verdict != StudyVerdict.UNDECIDED,
-        note=describe_comparison(against),
+        note=describe_comparison(baseline_comparison),
         style=method_style(comparison, condition),
     )

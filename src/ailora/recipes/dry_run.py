@@ -113,6 +113,7 @@ def _estimate_costs(
     flops_per_parameter = 2 + 2 + 2 * (plan is None) + 2 * bool(arguments.activation_checkpointing)
     weight_bytes = sum(p.numel() * _bytes_per_entry(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
     # In float32, a parameter with its gradient and Adam's two moments takes 16 bytes; an entry of the anchor takes 4.
+    # PEFT's own inits keep no anchor in memory.
     anchor_entries = plan.anchor_entries if plan and not isinstance(method, PeftInit) else 0
     optimizer_bytes = trained * 16 + anchor_entries * 4
     activation_bytes = _estimate_activation_bytes(config, arguments, model, max(packed_lengths))
@@ -176,10 +177,10 @@ def _count_added_parameters(method: Method, plan: Plan, model: PreTrainedModel) 
 
 def _bytes_per_entry(config: RunConfig, stored_bytes: int, dimensions: int) -> float:
     """Return the bytes per entry of a weight; quantization applies to matrices only."""
-    fields = config.quantization or {}
-    if dimensions < 2 or not fields:
+    quantization = config.quantization or {}
+    if dimensions < 2 or not quantization:
         return stored_bytes
-    return 0.5 if fields.get("load_in_4bit") or "Int4" in str(fields.get("torchao")) else 1
+    return 0.5 if quantization.get("load_in_4bit") or "Int4" in str(quantization.get("torchao")) else 1
 
 
 def _format_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, has_encoder: bool) -> str:
@@ -188,7 +189,7 @@ def _format_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, 
     Args:
         row: Columns `input_ids` and `labels` of the row.
         tokenizer: Tokenizer of the model.
-        has_encoder: Whether the model has an encoder, so that `labels` are a text of their own.
+        has_encoder: Whether the model is an encoder-decoder, whose `labels` are the tokens of a separate text.
 
     Returns:
         The formatted row.

@@ -50,8 +50,8 @@ def analysis_chapter(name: str, analysis: Analysis) -> Chapter:
     charts: dict[str, list[Chart]] = {title: [] for title in (*_CHART_SECTIONS, "More charts")}
     for chart in build_analysis_charts(analysis):
         subject = chart.name.partition("-")[0]
-        title = next((title for title, subjects in _CHART_SECTIONS.items() if subject in subjects), "More charts")
-        charts[title].append(chart)
+        section_title = next((title for title, names in _CHART_SECTIONS.items() if subject in names), "More charts")
+        charts[section_title].append(chart)
     versions = version_table("Libraries that analysed", {"version": analysis.info.get("versions")})
     return Chapter(
         title=name,
@@ -69,9 +69,10 @@ def analysis_chapter(name: str, analysis: Analysis) -> Chapter:
 
 def _summary(analysis: Analysis) -> list[Block]:
     info = analysis.info
+    finetuned_models = info.get("after", {})
     pairs = (
         ("base", format_value(info.get("base"))),
-        ("compared with it", pluralize(len(info.get("after", {})), "model")),
+        ("compared with it", pluralize(len(finetuned_models), "model")),
         ("roles", ", ".join(info.get("settings", {}).get("roles", []))),
         ("weights", pluralize(len(analysis.spectra), "spectrum", "spectra")),
     )
@@ -98,6 +99,7 @@ def _numbers(analysis: Analysis) -> Iterator[ReportTable]:
 def _command(analysis: Analysis) -> str:
     info = analysis.info
     settings = info.get("settings", {})
+    # `after` maps the names of the fine-tuned models to their paths.
     models = [str(info.get("base", "BASE")), *map(str, info.get("after", {}).values())]
     options = ["--roles", ",".join(settings.get("roles", []))]
     for name in _OPTIONS:

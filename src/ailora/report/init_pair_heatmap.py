@@ -13,6 +13,7 @@ from ailora.roles import Role, parse_role
 from ailora.studies.comparison import Comparison
 from ailora.studies.trial import Condition
 
+#: Order of the rows and columns; other inits follow, sorted by name.
 _INIT_ORDER = ("frozen", "random", "principal", "minor")
 #: Number of pairs below which a list of methods is clearer than a heatmap.
 _MIN_PAIRS = 4
@@ -49,18 +50,18 @@ def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heatmap]:
     Yields:
         Heatmaps of query inits (rows) by value inits (columns).
     """
-    for base, _ in comparison.by_baseline():
-        pairs = _pairs(comparison, base)
+    for baseline, _ in comparison.by_baseline():
+        pairs = _pairs(comparison, baseline)
         rows = sorted({query for query, _ in pairs}, key=_sort_key)
         columns = sorted({value for _, value in pairs}, key=_sort_key)
-        # A list is clearer than a single row, or a matrix with mostly empty cells.
+        # A list is clearer than a heatmap with a single row or column, or with mostly empty cells.
         if min(len(rows), len(columns)) < 2 or len(pairs) < max(_MIN_PAIRS, len(rows) * len(columns) / 2):
             continue
-        metric = comparison.design.metric_label(base)
+        metric = comparison.design.metric_label(baseline)
         conditions = [[pairs.get((row, column)) for column in columns] for row in rows]
         yield Heatmap(
-            name="-".join(["query-value", *base.label.replace(",", "").split()]),
-            title="Query start x value start" + (f", {base.label}" if base.label else ""),
+            name="-".join(["query-value", *baseline.label.replace(",", "").split()]),
+            title="Query start x value start" + (f", {baseline.label}" if baseline.label else ""),
             rows=tuple(rows),
             columns=tuple(columns),
             values=tuple(tuple(_score(comparison, c) for c in row) for row in conditions),
@@ -68,20 +69,20 @@ def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heatmap]:
             column_label="value",
             unit=metric,
             caption=f"Mean {metric} over seeds at each pair's best learning rate; below it the verdict against "
-            f"the baseline {base.method}. The paper's choice is query principal, value minor. "
+            f"the baseline {baseline.method}. The paper's choice is query principal, value minor. "
             + _best(comparison, pairs),
             notes=tuple(tuple(_note(comparison, c) for c in row) for row in conditions),
         )
 
 
-def _pairs(comparison: Comparison, base: Condition) -> dict[tuple[str, str], Condition]:
+def _pairs(comparison: Comparison, baseline: Condition) -> dict[tuple[str, str], Condition]:
     """Map each pair to the first condition with these inits and otherwise the baseline's adapter options."""
     design = comparison.design
-    baseline_options = _other_options(design.base_config(base).adapter)
+    baseline_options = _other_options(design.base_config(baseline).adapter)
     pairs: dict[tuple[str, str], Condition] = {}
     for condition in comparison.results:
         adapter = design.base_config(condition).adapter
-        if design.baseline_for(condition) != base or _other_options(adapter) != baseline_options:
+        if design.baseline_for(condition) != baseline or _other_options(adapter) != baseline_options:
             continue
         if (pair := init_pair(adapter)) is not None:
             pairs.setdefault(pair, condition)
@@ -95,11 +96,14 @@ def _other_options(adapter: AdapterConfig) -> dict[str, object]:
 
 
 def _best(comparison: Comparison, pairs: dict[tuple[str, str], Condition]) -> str:
+    """Return a sentence about the pair with the best mean score."""
     scored = {pair: score.mean for pair, c in pairs.items() if (score := comparison.results[c].score)}
     if not scored:
         return "No pair has a score yet."
-    larger = comparison.design.larger_is_better(next(iter(pairs.values())))
-    query, value = (max if larger else min)(scored, key=lambda pair: scored[pair])
+    # All conditions have the same task, and therefore the same metric.
+    larger_is_better = comparison.design.larger_is_better(next(iter(pairs.values())))
+    choose_best = max if larger_is_better else min
+    query, value = choose_best(scored, key=lambda pair: scored[pair])
     return f"The best mean is that of query {query}, value {value}: {format_number(scored[query, value])}."
 
 

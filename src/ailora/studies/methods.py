@@ -32,14 +32,17 @@ class StudyMethod:
 
     def select_used(self, setting: Mapping[str, object]) -> dict[str, object]:
         """Select the values of a setting that the method uses and does not override."""
-        # Full fine-tuning has no adapter, hence no use for its settings.
-        full = isinstance(self.method, FullFineTuning)
-        unused = {key for key in setting if full and key.startswith("adapter.")} | self.overrides.keys()
-        return {key: value for key, value in setting.items() if key not in unused}
+        # Full fine-tuning has no adapter, so settings of the adapter do not apply.
+        has_adapter = not isinstance(self.method, FullFineTuning)
+        return {
+            key: value
+            for key, value in setting.items()
+            if key not in self.overrides and (has_adapter or not key.startswith("adapter."))
+        }
 
     def apply(self, raw: dict[str, Any]) -> None:
         """Apply the method and its overrides to the plain data of a run's configuration, in place."""
-        # Keys of the base that do not apply to the method would be refused.
+        # Remove keys of the base configuration that do not apply to the method, because validation would refuse them.
         if isinstance(self.method, FullFineTuning):
             raw["adapter"] = {}
         elif not isinstance(self.method, AiloraPolicy) and isinstance(raw.get("adapter"), dict):
@@ -62,7 +65,8 @@ def parse_methods(entries: Sequence[str | dict[str, dict[str, Any] | None]]) -> 
     """
     methods: dict[str, StudyMethod] = {}
     for entry in entries:
-        for label, changes in ({entry: None} if isinstance(entry, str) else entry).items():
+        changes_by_label = {entry: None} if isinstance(entry, str) else entry
+        for label, changes in changes_by_label.items():
             if label in methods:
                 raise InputError(f"methods: duplicate label {label!r}")
             methods[label] = _parse_method(label, dict(changes or {}))
@@ -77,9 +81,8 @@ def _parse_method(label: str, changes: dict[str, Any]) -> StudyMethod:
         method = parse_method(policy)
     except InputError as error:
         raise InputError(f"methods.{label}: {error}") from None
-    return StudyMethod(
-        method, changes, None if rates is None else _parse_rates(rates, f"methods.{label}.learning_rate")
-    )
+    learning_rate = None if rates is None else _parse_rates(rates, f"methods.{label}.learning_rate")
+    return StudyMethod(method, overrides=changes, learning_rate=learning_rate)
 
 
 def _parse_rates(raw: object, where: str) -> RateConfig:

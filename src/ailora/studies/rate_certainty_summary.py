@@ -51,12 +51,12 @@ def rate_certainty_table(comparison: Comparison) -> SummaryTable:
         "stored, the same for all rates. With few seeds, shares are too near 0 and 100 %."
     )
     columns = ["on", "method", "chosen rate", "share", "other rates", "resampled"]
-    return SummaryTable(_TITLE, columns, rows, [note], "rates")
+    return SummaryTable(_TITLE, columns, rows, notes=[note], topic="rates")
 
 
 def _format_uncertain_rate(condition: Condition, certainty: RateCertainty) -> str:
     ranked = certainty.ranked_shares
-    # Of many rates, even the most frequent choice may have a smaller share.
+    # Among many rates, even the most frequent choice may have a share below the limit. Then name this choice alone.
     likely = [(rate, share) for rate, share in ranked if share >= _MIN_NAMED_SHARE] or ranked[:1]
     named = [f"{format_lr(rate)} in {format_percent(share)}" for rate, share in likely]
     named[0] += " of resamples"

@@ -13,7 +13,7 @@ from ailora.studies.trial_storage import TrialStorage
 def find_inputs(config: StudyConfig) -> list[Path]:
     """Return the files and folders that reports of a study read: its database, if it is a file, and its trials' folder.
 
-    They exist nowhere else, so no output may replace them.
+    The results of the study exist nowhere else, so no output may replace these files and folders.
     """
     assert config.storage is not None
     database = sqlite_file(config.storage)

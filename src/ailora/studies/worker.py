@@ -101,17 +101,19 @@ def time_to_loss_trials(trials: Sequence[Trial], design: StudyDesign) -> list[Tr
         design: Design of the study.
 
     Returns:
-        Specifications of runs whose schedule ends at the step where the method first reached the loss, the median over
-        seeds.
+        Specifications of runs whose schedule ends at the step where the method first reached the loss: the median of
+        this step over seeds.
     """
     comparison = compare(trials, design, bootstrap=False)
-    return [
-        TrialSpec(condition, best, seed, steps)
-        for condition, against in comparison.against_baseline.items()
-        if against.time_to_loss is not None and (steps := against.time_to_loss.confirmation_steps) is not None
-        if (best := comparison.results[condition].search.best) is not None
-        for seed in design.selection_seeds
-    ]
+    specs: list[TrialSpec] = []
+    for condition, baseline_comparison in comparison.against_baseline.items():
+        time_to_loss = baseline_comparison.time_to_loss
+        best_rate = comparison.results[condition].search.best
+        if time_to_loss is None or time_to_loss.confirmation_steps is None or best_rate is None:
+            continue
+        max_steps = time_to_loss.confirmation_steps
+        specs += [TrialSpec(condition, best_rate, seed, max_steps) for seed in design.selection_seeds]
+    return specs
 
 
 def _record(trial: RunningTrial, run: Callable[[RunningTrial], tuple[TrialResult, float]]) -> None:

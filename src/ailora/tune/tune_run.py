@@ -51,8 +51,8 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
     url = config.tune.storage or sqlite_url(folder / "tune.db")
     name = Path(config.output).name
     if (storage := TrialStorage.load_or_none(url, name)) is not None:
-        design = _continue(storage, config)
-        # The files may have moved since the search began, and its workers do not read them before they claim a trial.
+        design = _load_design(storage, config)
+        # Model and data may have moved since the search began, and workers read them only after claiming a trial.
         validate_machine_for_search(storage, design)
         return storage, design
     request = _plan_request(config, base).model_copy(update={"output": str(folder), "storage": url, "name": name})
@@ -62,7 +62,7 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
     with writing(folder), filelock.FileLock(folder / "lock"):
         # The same command on a second machine may have created the search meanwhile.
         if (storage := TrialStorage.load_or_none(url, name)) is not None:
-            return storage, _continue(storage, config)
+            return storage, _load_design(storage, config)
         return TrialStorage.create(url, name, request.model_dump(by_alias=True)), design
 
 
@@ -128,17 +128,17 @@ def run_search(
         InputError: All candidates failed, workers keep dying, or a budget in time is below one run.
     """
     if design.plan is None:
-        # A single worker, so that no other trial slows the trial whose duration converts the budget.
+        # Use a single worker, so that no other trial slows the trial whose duration converts the budget into runs.
         run_workers(storage, design.request, 1, lambda: on_poll(design))
         design = _convert_budget(storage, design, workers)
-    # Starting a worker takes seconds, even if no trial is left.
+    # Do not start workers without need: starting one takes seconds, even if no trial is left.
     if not find_progress(storage.trials(), design).ended:
         run_workers(storage, design.request, workers, lambda: on_poll(design))
     on_poll(design)
     return _finish(design, find_progress(storage.trials(), design))
 
 
-def _continue(storage: TrialStorage, config: RunConfig) -> TuneDesign:
+def _load_design(storage: TrialStorage, config: RunConfig) -> TuneDesign:
     """Return the design of a stored search, after validating that it is the search of a configuration."""
     base = plain_config(config)
     try:
@@ -165,11 +165,14 @@ def _plan_request(config: RunConfig, base: dict[str, Any]) -> TuneRequest:
     space = SearchSpace(base)
     steps, rows_trained = _find_steps(config)
     budget = config.tune.budget_runs
-    spare = budget - 1 if budget is not None else float("inf")
-    unused = [1.0] * len(space.conditions)
-    centers = RateCenters(unused, 0.0, 0.0, "Learning rates of the file.")
     if config.tune.learning_rate == "auto":
-        centers = find_rate_centers(space, rows_trained=rows_trained, spare_runs=spare)
+        # The search needs the budget of at least one run.
+        spare_runs = budget - 1 if budget is not None else float("inf")
+        centers = find_rate_centers(space, rows_trained=rows_trained, spare_runs=spare_runs)
+    else:
+        # The file sets the learning rates, so the centers are not used.
+        unused_centers = [1.0] * len(space.conditions)
+        centers = RateCenters(unused_centers, cost_runs=0.0, seconds=0.0, origin="Learning rates of the file.")
     return TuneRequest(
         base=base,
         evaluation_steps=steps,
@@ -218,6 +221,7 @@ def _convert_budget(storage: TrialStorage, design: TuneDesign, workers: int) -> 
     request = design.request.model_copy(
         update={
             "budget_runs": (seconds - design.request.suggestion_seconds) * parallel / run_seconds,
+            # Time of a trial outside its training steps, such as for starting the process and loading the model.
             "overhead_runs": max(0.0, (trial.result.seconds or train_seconds) - train_seconds) / run_seconds,
         }
     )

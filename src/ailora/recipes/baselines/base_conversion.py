@@ -1,8 +1,8 @@
 """Convert adapters trained on overwritten base weights into adapters for the pretrained weights.
 
 PiSSA and similar inits overwrite `W` with `W - s B0 A0`. The learned update `s (B A - B0 A0)` is a LoRA of rank 2r with
-the factors `[A0; dA]` and `[dB, B]`, where `dA = A - A0` and `dB = B - B0`. It is stored like an adapter of the
-anchored form.
+the factors `[A0; dA]` and `[dB, B]`, where `dA = A - A0` and `dB = B - B0`. Saved adapters of the anchored form stack
+their factors in the same way.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def validate_same_anchor(model: PeftModel, folder: Path) -> None:
     initial_factors, state = load_file(folder / WEIGHTS_NAME), _state_dict(model)
     for name_A in filter(lambda name: _A in name, initial_factors):
         name_B = name_A.replace(_A, _B)
-        # A different number of threads changes the product only by rounding. Different random numbers or batches give
-        # an entirely different product.
+        # A different number of threads changes the product only by rounding, for which the distance is None. Different
+        # random numbers or batches give an entirely different product.
         initial_product = initial_factors[name_B] @ initial_factors[name_A]
         if compute_anchor_distance(initial_product, state[name_B] @ state[name_A]) is not None:
             raise ModelError(
@@ -104,6 +104,6 @@ def _double_rank(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _state_dict(model: PeftModel) -> dict[str, Tensor]:
-    """Return CPU copies of the tensors in PEFT's adapter file."""
+    """Return CPU copies of the adapter's tensors, under their names in PEFT's adapter file."""
     state = get_peft_model_state_dict(model)
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}

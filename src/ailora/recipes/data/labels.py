@@ -15,7 +15,7 @@ _WHOLE = re.compile(r"[-+]?[0-9]+")
 #: Maximum number of digits in a whole number. Python converts at most 4,300 digits to an int, and a float has at most
 #: 309 digits before the point.
 _MAX_DIGITS = 300
-#: Limit for a label, and for a list of labels, in error messages.
+#: Maximum number of characters of a label, or of a list of labels, in error messages.
 _MAX_SHOWN_CHARS = 500
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 

@@ -74,9 +74,9 @@ class Template:
                     + ", ".join(row)
                 )
         for text, columns in zip(self.texts, self.columns, strict=True):
-            if all(_holds_text(row[name]) for name in columns):
+            if all(_is_usable(row[name]) for name in columns):
                 return text.format_map({name: row[name] for name in columns})
-        unusable = ", ".join(name for name in self.names if not _holds_text(row[name]))
+        unusable = ", ".join(name for name in self.names if not _is_usable(row[name]))
         raise InputError(f"{origin}: {self.key} cannot be filled in; columns without text or a number: {unusable}")
 
 
@@ -87,21 +87,21 @@ def _parse_columns(text: str, key: str) -> tuple[str, ...]:
         raise InputError(
             f"{key}: {text!r} is not a template: {error}; write {{{{ and }}}} for literal braces"
         ) from None
-    names = [(name, format_, conversion) for _, name, format_, conversion in parts if name is not None]
+    fields = [(name, format_, conversion) for _, name, format_, conversion in parts if name is not None]
     # Attributes, indexes and formats would let a configuration file read more than the columns of a row.
-    for name, format_, conversion in names:
+    for name, format_, conversion in fields:
         # Unlike Python's identifiers, column names may contain spaces and hyphens.
         is_column_name = name.replace(" ", "_").replace("-", "_").isidentifier()
         if not is_column_name or format_ or conversion:
             raise InputError(
                 f"{key}: {text!r}: expected a column name in braces; write {{{{ and }}}} for literal braces"
             )
-    if not names:
+    if not fields:
         raise InputError(f"{key}: {text!r} names no column; write {{column}} for the values of a column")
-    return tuple(dict.fromkeys(name for name, _, _ in names))
+    return tuple(dict.fromkeys(name for name, _, _ in fields))
 
 
-def _holds_text(value: object) -> bool:
+def _is_usable(value: object) -> bool:
     """Return whether a value is a number, or text that is not blank."""
     if isinstance(value, bool) or value is None:
         return False

@@ -25,6 +25,7 @@ from ailora.plain_data import read_text
 from ailora.recipes.config.validation import short_repr
 from ailora.recipes.data.language_rows import Message, Row, Rows
 
+#: Label of tokens outside the loss: the default `ignore_index` of PyTorch's cross entropy.
 IGNORE_INDEX = -100
 _WORD = re.compile(r"\w+")
 #: Alternative keys for the reasoning in a message; transformers copies the value of one key to all of them.
@@ -116,6 +117,7 @@ class Tokenization:
         if not any(answer.get(key) for key in _CONTENT_KEYS):
             return answer["content"]
         assert isinstance(row.prompt, list)
+        # The completion of a conversation begins with the messages of the prompt, whose tokens are removed.
         ids, prompt_ids = self._encode_messages(row, row.completion), self._encode_messages_prompt(row, row.prompt)
         return str(self.tokenizer.decode(ids[_common_prefix_length(ids, prompt_ids) :], skip_special_tokens=True))
 
@@ -255,7 +257,7 @@ def has_trainable_tokens(labels: Sequence[int]) -> bool:
 def prepare_tokenizer(
     tokenizer: PreTrainedTokenizerBase, *, name: str, chat_template: str | None = None, chat: bool = False
 ) -> None:
-    """Set the chat template and the side of padding of a tokenizer, and validate the tokenizer for training.
+    """Set the chat template and the padding side of a tokenizer, and validate the tokenizer for training.
 
     Args:
         tokenizer: Tokenizer of the model, modified in place.
@@ -280,7 +282,7 @@ def prepare_tokenizer(
     if chat_template is not None:
         file = expand_home(chat_template)
         exists = is_file(file)
-        # A template without braces would format every conversation as the same text.
+        # Text without braces must be a path: as a template, it would format every conversation as the same text.
         if not exists and ("{" not in chat_template or file.suffix in _TEMPLATE_SUFFIXES):
             raise InputError(f"data.chat_template: no such file: {shorten(chat_template, 500)}")
         tokenizer.chat_template = read_text(file, kind="data.chat_template ") if exists else chat_template

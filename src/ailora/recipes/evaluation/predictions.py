@@ -112,7 +112,7 @@ def score_logits(metrics: tuple[str, ...], labels: Labels, logits: np.ndarray, e
         encoded: Label of each row: class ids (rows,), or numbers (rows,) for regression.
 
     Returns:
-        Metrics by name; all NaN if a logit is not finite, as after a diverged training.
+        Metrics by name; all NaN if a logit is not finite, as after a training that diverged.
     """
     if not _find_finite_rows(logits).all():
         return dict.fromkeys(metrics, math.nan)

@@ -172,15 +172,15 @@ def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
     Raises:
         InputError: transformers refuses a value, or FSDP would not train as configured.
     """
-    accelerator = torch.accelerator.is_available()
+    has_accelerator = torch.accelerator.is_available()
     arguments = _construct_arguments(
         config.arguments,
         config,
         output_dir=str(output_dir),
         # Pinning memory speeds up copies to an accelerator; without an accelerator, torch warns.
-        dataloader_pin_memory=accelerator,
+        dataloader_pin_memory=has_accelerator,
         # Without `use_cpu`, processes that have no accelerator do not join a group, and each trains alone.
-        use_cpu=not accelerator,
+        use_cpu=not has_accelerator,
         # The buffers are anchors, which never change: broadcasting them in every step would only waste time.
         ddp_broadcast_buffers=False,
         label_names=["labels"],
@@ -314,6 +314,11 @@ def _validate_value(key: str, value: object, arguments_class: type[TrainingArgum
 
 
 def _convert(key: str, value: object, hint: Any) -> object:
+    """Convert a value to the type of a hint.
+
+    Raises:
+        InputError: The value does not have this type. The message names the key.
+    """
     types = get_args(hint) or (hint,)
     for kind in types:
         # A hint such as `IntervalStrategy | str` accepts any string; transformers then refuses an invalid one without
