@@ -7,7 +7,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-_SAFE_PATH, _PATH = "PYTHONSAFEPATH", "PYTHONPATH"
+_SAFE_PATH_VARIABLE, _PYTHONPATH_VARIABLE = "PYTHONSAFEPATH", "PYTHONPATH"
 
 
 def safe_environment() -> dict[str, str]:
@@ -15,11 +15,11 @@ def safe_environment() -> dict[str, str]:
 
     Returns:
         Environment of this process with `PYTHONSAFEPATH` set. `PYTHONPATH` has no empty entries, because these stand
-        for the current folder. Its folders remain, because they may hold functions of the user.
+        for the current folder. All other entries remain, because their folders may hold functions of the user.
     """
-    environment = {**os.environ, _SAFE_PATH: "1"}
-    entries = [entry for entry in environment.pop(_PATH, "").split(os.pathsep) if entry]
-    return environment | ({_PATH: os.pathsep.join(entries)} if entries else {})
+    environment = {**os.environ, _SAFE_PATH_VARIABLE: "1"}
+    entries = [entry for entry in environment.pop(_PYTHONPATH_VARIABLE, "").split(os.pathsep) if entry]
+    return environment | ({_PYTHONPATH_VARIABLE: os.pathsep.join(entries)} if entries else {})
 
 
 @contextmanager
@@ -29,8 +29,8 @@ def safe_import_path() -> Generator[None, None, None]:
     multiprocessing has no argument for an environment. Its processes (spawned, fork server, resource tracker) first
     import multiprocessing, by default from the current folder, and only then copy `sys.path`.
     """
-    previous = {name: os.environ.get(name) for name in (_SAFE_PATH, _PATH)}
-    # An interactive interpreter has an empty entry for the current folder.
+    previous = {name: os.environ.get(name) for name in (_SAFE_PATH_VARIABLE, _PYTHONPATH_VARIABLE)}
+    # An interactive interpreter has an empty entry for the current folder, which child processes would copy.
     has_current_folder = "" in sys.path
     sys.path[:] = [entry for entry in sys.path if entry]
     _set_environment({name: safe_environment().get(name) for name in previous})

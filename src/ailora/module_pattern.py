@@ -15,8 +15,10 @@ _LIMIT_S = 1.0
 _SEARCH_S = 20e-6
 #: Largest number of characters of a pattern. A pattern that lists all linear layers of a large model is shorter.
 _MAX_LENGTH = 200_000
-#: Compiling a pattern unrolls counted repetitions, and nested repetitions could fill the memory.
+#: Largest product of the counts in a pattern. Compiling unrolls counted repetitions, and nested ones could fill the
+#: memory.
 _MAX_REPETITIONS = 10_000
+#: Counted repetition: `{m}`, `{m,}`, `{,n}` or `{m,n}`.
 _COUNTS = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 
 
@@ -66,7 +68,7 @@ class ModulePatterns:
         except (TimeoutError, RecursionError, MemoryError):
             match, self._remaining_s = None, 0.0
         self._remaining_s += _SEARCH_S - (time.thread_time() - started)
-        # After a timeout, at most `_SEARCH_S` remains.
+        # A timeout sets the remaining time to 0 above, so that at most `_SEARCH_S` remains here.
         if self._remaining_s <= _SEARCH_S:
             raise InputError(
                 f"{self._where}: {compiled.pattern[:80]!r} exceeds the time limit of {_LIMIT_S:g} s for all patterns "

@@ -88,7 +88,7 @@ def is_directly_in(file: Path, folder: Path) -> bool:
     """
     resolved = folder.resolve()
     allowed = [resolved]
-    # Files of a snapshot in the hub's cache are links to a folder of blobs.
+    # Files in `snapshots/<commit>/` of the hub's cache are links into `blobs/` beside `snapshots/`.
     snapshot = next((parent for parent in (resolved, *resolved.parents) if parent.parent.name == "snapshots"), None)
     if snapshot is not None:
         allowed.append(snapshot.parent.parent / "blobs")

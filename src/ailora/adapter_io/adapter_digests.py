@@ -33,7 +33,7 @@ def write_digests(folder: Path, pending: Mapping[str, bytes] | None = None) -> N
         return
     contents = {name: (folder / name).read_bytes() for name in _DIGESTED_FILES if (folder / name).is_file()}
     contents |= pending or {}
-    # Sort the names: a resumed command may have fewer pending files, and must write the same bytes nevertheless.
+    # Sort the names, so that the header does not depend on how many files are still pending when a command resumes.
     write_tensor_digest(file, {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)})
 
 
@@ -57,14 +57,14 @@ def validate_digests(folder: Path, header: Header) -> None:
 
 
 def find_edited_files(folder: Path, header: Header) -> list[str] | None:
-    """Find the files beside the weights whose content differs from their digest. Missing files are not reported.
+    """Find changes of the configuration and the metadata since the weights were written.
 
     Args:
         folder: Folder of the adapter.
         header: Header of the weights file.
 
     Returns:
-        Names of the edited files. None if the weights file has no digests.
+        Names of the changed files; missing files are ignored. None if the weights file has no digests.
     """
     if not has_tensor_digest(header):
         return None

@@ -60,16 +60,17 @@ def validate_saved_modules(adapter: AdapterCheckpoint, base: nn.Module) -> None:
         InputError: A parameter is missing. The message names the first.
     """
     # PEFT compares only the ends of names: `head` also selects `lm_head`.
-    ends = adapter.modules_to_save
-    for name, part in base.named_modules():
-        module = original_name(name)
-        # Skip wrappers and the copies in them: `named_modules` also lists the original modules.
-        if not module.endswith(ends) or ".modules_to_save" in name or isinstance(part, ModulesToSaveWrapper):
+    suffixes = adapter.modules_to_save
+    for wrapped_name, module in base.named_modules():
+        name = original_name(wrapped_name)
+        # Of a wrapped module, check only the original: skip the wrapper and its copies for the adapters.
+        is_wrapper_or_copy = isinstance(module, ModulesToSaveWrapper) or ".modules_to_save" in wrapped_name
+        if is_wrapper_or_copy or not name.endswith(suffixes):
             continue
-        for parameter in part.state_dict():
-            if f"{module}.{parameter}" not in adapter.saved:
+        for parameter in module.state_dict():
+            if f"{name}.{parameter}" not in adapter.saved:
                 raise InputError(
-                    f"{adapter.folder / WEIGHTS_NAME} has no {module}.{parameter}, which {CONFIG_NAME} lists in "
+                    f"{adapter.folder / WEIGHTS_NAME} has no {name}.{parameter}, which {CONFIG_NAME} lists in "
                     "modules_to_save: the file is incomplete"
                 )
 

@@ -35,7 +35,7 @@ class AnalysisSettings:
     def __post_init__(self) -> None:
         if self.points not in get_args(PointKind):
             raise unknown_name("kind of points", self.points, get_args(PointKind))
-        for name, is_allowed, allowed in (
+        for name, is_valid, requirement in (
             ("roles", bool(self.roles), f"at least one of {', '.join(role.value for role in Role)}"),
             ("rank", _is_whole(self.rank, 1), "a whole number of at least 1"),
             ("top", _is_whole(self.top, 1), "a whole number of at least 1"),
@@ -43,12 +43,12 @@ class AnalysisSettings:
             ("seeds", _are_seeds(self.seeds), f"different whole numbers from 0 to {_MAX_SEED}"),
             ("epsilon", 0 < self.epsilon <= 1, "above 0 and at most 1"),
         ):
-            if not is_allowed:
-                raise InputError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+            if not is_valid:
+                raise InputError(f"{name} must be {requirement}, got {getattr(self, name)!r}")
 
 
 def _are_seeds(seeds: tuple[object, ...]) -> bool:
-    # t-SNE gives the same embedding for equal seeds, so their agreement would be 1.
+    # Equal seeds give the same t-SNE embedding, so the agreement between seeds would be 1 regardless of the data.
     return bool(seeds) and all(_is_whole(seed, 0, _MAX_SEED) for seed in seeds) and len(set(seeds)) == len(seeds)
 
 

@@ -18,7 +18,8 @@ from ailora.analysis.weight_update import WeightUpdate
 
 #: Number of bins of equal width between the principal and the minor directions. More bins would give a noisy curve.
 _MIDDLE_BINS = 8
-#: Limit of the ends of an interval of logarithms. `math.exp` overflows at 710, and charts need room beyond the ends.
+#: Largest magnitude of the ends of an interval in logarithms. `math.exp` overflows at 710, and charts need room beyond
+#: the ends.
 _MAX_LOG = 300.0
 
 
@@ -46,7 +47,8 @@ def direction_profile(update: WeightUpdate, directions: SingularDirections, rank
     """Measure the distribution of an update's energy over the singular directions of the weight.
 
     The bins are the r principal directions, bins of equal width in the middle, the r minor directions, and for a
-    non-square weight the directions outside the spectrum: those that the weight maps to zero or cannot produce.
+    non-square weight the directions outside the spectrum: those that the weight maps to zero or cannot produce. The
+    energy of an output direction u is `|u' dW|^2`, that of an input direction v is `|dW v|^2`.
 
     Args:
         update: `dW` (out, in), or a gradient.
@@ -58,7 +60,7 @@ def direction_profile(update: WeightUpdate, directions: SingularDirections, rank
 
         - `side`: `left` (output) or `right` (input).
         - `band`: `principal`, `middle`, `minor` or `outside`.
-        - `start`, `stop`: range of singular indices in the bin.
+        - `start`, `stop`: range of singular indices in the bin. `outside` continues after the last singular index.
         - `share`: energy in the bin relative to `|dW|^2`, NaN for a zero update.
         - `chance`: share expected for an update in random directions, width / out or width / in.
     """

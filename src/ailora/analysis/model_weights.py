@@ -89,7 +89,7 @@ class BaseWeights(ModelWeights):
         self.role_names = role_names
         for module, tensor in stored.items():
             shape = self.module_shape(module)
-            # The module has the shape in the configuration, which may contradict the file.
+            # `shape` follows from the configuration, which may contradict the file.
             if tensor.shape != (shape[::-1] if self.is_transposed(module) else shape):
                 raise ModelError(f"{tensor}: the configuration gives the module {module} the shape {shape}")
 
@@ -183,7 +183,8 @@ class AdaptedModel(FinetunedModel):
         name: Name of the model in tables and charts.
         base: Base model.
         checkpoint: Adapter.
-        modules: Module of the base -> LoRA weights, whose `module` is the name in the model of the adapter's task.
+        modules: Module name in the base -> LoRA weights. Their `module` may be a different name, because it is the name
+            in the model class for the adapter's task.
     """
 
     kind: ClassVar[str] = "adapter"
@@ -196,7 +197,7 @@ class AdaptedModel(FinetunedModel):
         self._base = base
         self._lora_weights = modules
         # Consecutive blocks of rows need the same factors. The cache is limited, because the factors of all layers may
-        # not fit into memory. Factors stored in 16 bits take twice as many bytes in memory.
+        # not fit into memory. Factors stored in 16 bits are read as float32, in twice as many bytes.
         largest = max((lora.A.nbytes + lora.B.nbytes for lora in modules.values()), default=1)
         self._factors = lru_cache(maxsize=max(1, _FACTOR_CACHE_BYTES // (2 * largest)))(self._read_factors)
 
@@ -218,7 +219,7 @@ class AdaptedModel(FinetunedModel):
         if plan is None or self.checkpoint.exported:
             return None
         module = self._lora_weights[projection.module].module
-        # The plan of this module alone, so that only its factors are read.
+        # Restrict the plan to this module, so that only the factors of this module are read.
         module_plan = replace(plan, adapters=plan.modules[module])
         factors = self.checkpoint.read_projection_factors(module_plan)
         return next((f for f in factors if f.planned.projection.role is projection.role and f.has_anchor), None)
@@ -227,6 +228,7 @@ class AdaptedModel(FinetunedModel):
         validate_base(self.checkpoint, self._lora_weights[module].module, weight)
 
     def _read_factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """Return `A` (r, in) and `s B` (out, r)."""
         lora = self._lora_weights[module]
         A, B = lora.read_factors()
         return A, B * lora.scaling

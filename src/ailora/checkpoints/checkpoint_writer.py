@@ -33,6 +33,7 @@ from ailora.weights.base_weight import all_finite
 #: Function that takes a stored tensor, and yields the new tensor in blocks of rows, in any floating-point dtype.
 TensorTransform = Callable[[Tensor], Iterator[Tensor]]
 
+#: Largest number of bytes that are copied or converted at a time.
 _BLOCK_BYTES = 16 * 2**20
 #: Number of bytes between two flushes to disk. A resumed command writes the bytes after the last flush again.
 _SYNC_BYTES = 256 * 2**20
@@ -108,10 +109,10 @@ def _plan_shards(
     checkpoint: Checkpoint, dtype: torch.dtype | None, replaced: Mapping[str, StoredTensor]
 ) -> list[_ShardPlan]:
     plans = []
-    last = list(checkpoint.headers)[-1]
+    last_shard = list(checkpoint.headers)[-1]
     for shard_name, header in checkpoint.headers.items():
         sources = {name: replaced.get(name, stored) for name, stored in header.tensors.items()}
-        if shard_name == last:
+        if shard_name == last_shard:
             sources |= {name: stored for name, stored in replaced.items() if name not in checkpoint.tensors}
         entries = [_Entry(_build_spec(name, stored, dtype), stored) for name, stored in sources.items()]
         unchanged = dtype is None and not sources.keys() & replaced.keys()
@@ -175,7 +176,7 @@ class _ShardWriter:
                 _write(stream, self._plan.header)
             self._bar.update(max(0, offset - len(self._plan.header)))
             flush_position, flush = offset, None
-            for number, entry in enumerate(self._plan.entries[finished_count:], finished_count):
+            for count, entry in enumerate(self._plan.entries[finished_count:], finished_count + 1):
                 self._write_entry(entry, stream)
                 self._bar.update(entry.spec.nbytes)
                 # Flush in a thread during the next writes: waiting for the disk would take a third of the time.
@@ -183,7 +184,7 @@ class _ShardWriter:
                     if flush is not None:
                         flush.result()
                     flush_position = stream.tell()
-                    flush = flusher.submit(self._flush, stream, number + 1)
+                    flush = flusher.submit(self._flush, stream, count)
             if flush is not None:
                 flush.result()
             # Flush before the rename, so that the final name never names an incomplete file after a power loss.
@@ -197,17 +198,17 @@ class _ShardWriter:
         if transform is None and entry.keeps_dtype:
             _copy(entry.source, stream)
             return
-        written, dtype = 0, TORCH_DTYPES[entry.spec.dtype]
+        written_bytes, dtype = 0, TORCH_DTYPES[entry.spec.dtype]
         # An entry takes at most 8 bytes.
         blocks = transform(read_tensor(entry.source)) if transform else read_blocks(entry.source, _BLOCK_BYTES // 8)
         for block in blocks:
             converted = block.to(dtype)
-            # Unchanged tensors may keep NaN entries of the base, but must not overflow the new dtype.
+            # A tensor without a transform may keep NaN entries of the base, but must not overflow the new dtype.
             if not all_finite(converted) and (transform or all_finite(block)):
                 raise ModelError(_explain_non_finite(entry.source, block, dtype))
             _write(stream, tensor_bytes(converted))
-            written += converted.numel() * converted.itemsize
-        assert written == entry.spec.nbytes, entry
+            written_bytes += converted.numel() * converted.itemsize
+        assert written_bytes == entry.spec.nbytes, entry
 
     def _flush(self, stream: FileIO, count: int) -> None:
         """Flush the shard to disk, then record the number of complete tensors in the journal."""

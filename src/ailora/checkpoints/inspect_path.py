@@ -30,10 +30,11 @@ _MAX_VALUES = 4
 
 @dataclass(frozen=True)
 class RoleSummary:
-    """Summary of all adapters of a role. Norms and singular values are root mean squares over the modules.
+    """Summary of all adapters of a role. Values of type float are root mean squares over the modules.
 
     Attributes:
-        role: Name of the role, such as query. For a stock adapter, the module name with a star for the layer number.
+        role: Name of the role, such as query. For a stock or exported adapter, the module name with a star for the
+            layer number.
         start: Name of the init. Empty if unknown.
         modules: Number of modules.
         rank: Ranks of the stored factors, joined by commas.
@@ -162,7 +163,7 @@ def _summarize_roles(adapter: AdapterCheckpoint, plan: Plan) -> Iterator[RoleSum
 
 
 def _summarize_modules(adapter: AdapterCheckpoint) -> Iterator[RoleSummary]:
-    """Summarize a stock adapter by module name, with a star for the layer number."""
+    """Summarize a stock or exported adapter by module name, with a star for the layer number."""
     groups: dict[str, list[_ModuleStats]] = {}
     for weights in tqdm(adapter.modules.values(), "measuring", unit="matrix", leave=False, disable=None):
         A, B = weights.read_factors()

@@ -33,7 +33,8 @@ from ailora.weights.base_weight import matches_fingerprint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
 from ailora.weights.tied_weights import validate_untied
 
-#: Number of entries of a weight merged at a time; at least a row, and a whole matrix for a transposed DoRA.
+#: Largest number of entries of a weight that are merged at a time. A block has at least one row, and with DoRA, a
+#: transposed weight is a single block.
 _BLOCK_ENTRIES = 4 * 2**20
 
 
@@ -84,22 +85,23 @@ def merge(
             not finite after merging; or a head does not fit the model.
     """
     torch_dtype = None if dtype is None else parse_dtype(dtype)
-    trained = AdapterCheckpoint.open(adapter)
-    validate_plain(trained.config, trained.folder)
-    model, checkpoint, weights = open_adapted_base(base, trained)
-    transforms = _build_transforms(trained, model, weights)
-    validate_complete(trained, model)
+    lora_checkpoint = AdapterCheckpoint.open(adapter)
+    validate_plain(lora_checkpoint.config, lora_checkpoint.folder)
+    model, checkpoint, weights = open_adapted_base(base, lora_checkpoint)
+    transforms = _build_transforms(lora_checkpoint, model, weights)
+    validate_complete(lora_checkpoint, model)
     # Merged weights are checked when they are written, but fully fine-tuned modules and DoRA's magnitudes only here.
-    trained.validate_finite()
-    saved = find_saved_tensors(trained, model, checkpoint)
+    lora_checkpoint.validate_finite()
+    saved = find_saved_tensors(lora_checkpoint, model, checkpoint)
     if torch_dtype is not None:
         _validate_convertible(checkpoint)
     folder = checkpoint.folder
     reads = [folder / name for name in (*list_shard_names(checkpoint), "config.json")]
     # Without `ailora.json`, `result.json` of the run holds the labels and the padding token.
-    reads += [*trained.files, *filter(None, [_find_result_file(trained)])]
+    result_file = _find_result_file(lora_checkpoint)
+    reads += [*lora_checkpoint.files, *([result_file] if result_file else [])]
     # The tokenizer of the base lacks the tokens that were added before training.
-    tokenizer = find_tokenizer_files(trained.folder) if saved.vocab_size is not None else {}
+    tokenizer = find_tokenizer_files(lora_checkpoint.folder) if saved.vocab_size is not None else {}
     reads += tokenizer.values()
     auxiliary = find_auxiliary_files(folder, tokenizer=tokenizer)
     request = {
@@ -109,22 +111,22 @@ def merge(
         "versions": library_versions(),
         "dtype": dtype,
     }
-    config = _adapted_config(folder, trained, saved, model) | {"architectures": [type(model).__name__]}
+    config = _adapted_config(folder, lora_checkpoint, saved, model) | {"architectures": [type(model).__name__]}
     if torch_dtype is not None:
-        name = str(torch_dtype).removeprefix("torch.")
-        config = _replace_dtype(config, name) | {"dtype": name}
+        dtype_name = str(torch_dtype).removeprefix("torch.")
+        config = _replace_dtype(config, dtype_name) | {"dtype": dtype_name}
     output = OutputDir(out)
     with output.acquire(request, reads=reads, writes=[*auxiliary, *list_shard_names(checkpoint)], force=force) as done:
         if not done:
             copy_auxiliary_files(auxiliary, output, changed={"config.json": _format_config(config)})
-            # Fully fine-tuned tensors have the names of the model; a checkpoint may have older names.
+            # Fully fine-tuned tensors have the names of the model's parameters. A checkpoint may have older names.
             key_map = checkpoint_key_map(model, checkpoint.tensors)
-            keys = {parameter: key for key, parameter in key_map.items()}
-            replaced = {keys.get(parameter, parameter): tensor for parameter, tensor in saved.tensors.items()}
+            key_by_name = {name: key for key, name in key_map.items()}
+            replaced = {key_by_name.get(name, name): tensor for name, tensor in saved.tensors.items()}
             rewrite(checkpoint, output, transforms, dtype=torch_dtype, replaced=replaced)
             output.finish()
     written = Checkpoint.open(output.folder)
-    return MergeReport(str(output.folder), len(transforms), tuple(sorted(trained.saved)), written.nbytes)
+    return MergeReport(str(output.folder), len(transforms), tuple(sorted(lora_checkpoint.saved)), written.nbytes)
 
 
 def _build_transforms(
@@ -150,7 +152,7 @@ def _build_transforms(
 
 
 def _validate_convertible(checkpoint: Checkpoint) -> None:
-    """Refuse a new dtype for a checkpoint in FP8, whose scales would no longer fit. Integers keep theirs."""
+    """Refuse a new dtype for a checkpoint in FP8, whose scales would no longer fit. Integers keep their dtype."""
     if fp8 := next((tensor for tensor in checkpoint.tensors.values() if tensor.dtype.startswith("F8")), None):
         raise ModelError(f"{fp8} belongs to a quantized checkpoint, which must keep its dtypes: leave out the dtype")
 
@@ -322,7 +324,7 @@ def _set_padding_token(parts: Sequence[dict[str, Any]], token_id: int, *, replac
     Args:
         parts: Configuration of the merged model, and if there is one, that of its text model. Changed in place.
         token_id: Padding token of training.
-        replace: Whether to replace a token of the base, in all parts.
+        replace: Whether to replace the base's token in all parts. If False, set the token only if the base has none.
     """
     if replace:
         for part in parts:

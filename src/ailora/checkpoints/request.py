@@ -17,7 +17,7 @@ def describe_differences(requested: Mapping[str, object], recorded: Mapping[str,
 
     Args:
         requested: Request of the running command.
-        recorded: Request of the command that began the folder.
+        recorded: Request of the command that first wrote to the folder.
 
     Returns:
         The differences. Empty if the requests are equal.
@@ -26,7 +26,7 @@ def describe_differences(requested: Mapping[str, object], recorded: Mapping[str,
     names = sorted(requested_values.keys() | recorded_values.keys())
     entries = [(name, recorded_values.get(name), requested_values.get(name)) for name in names]
     return "; ".join(
-        f"{name}: {_shorten(there)} there, {_shorten(now)} now" for name, there, now in entries if there != now
+        f"{name}: {_shorten(before)} there, {_shorten(now)} now" for name, before, now in entries if before != now
     )
 
 

@@ -63,7 +63,7 @@ def parse_role_names(values: list[str] | None) -> dict[str, str] | None:
     """
     if not values:
         return None
-    # The last "=" separates, because a regular expression may contain "=".
+    # Split at the last "=", because a regular expression may contain "=".
     pairs = [value.rpartition("=") for value in values]
     for value, (pattern, equals, _) in zip(values, pairs, strict=True):
         if not (pattern and equals):

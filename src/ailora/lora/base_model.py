@@ -21,7 +21,7 @@ def get_base_model(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, PeftModel):
         return model
-    # PEFT would look up the configuration of the deleted active adapter.
+    # PEFT's `get_base_model` would raise a KeyError, because it looks up the configuration of the active adapter.
     if not model.peft_config:
         raise ModelError("all adapters of the PeftModel were deleted: pass the base model, which its unload() returns")
     return model.get_base_model()

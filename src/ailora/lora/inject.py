@@ -88,7 +88,7 @@ def inject(
     """
     base = get_base_model(model)
     # PEFT draws random factors, which are replaced below. The fork keeps the caller's random state unchanged. Without a
-    # list of devices, it would initialize all GPUs of the machine, and warn that there are several.
+    # list of devices, the fork would initialize all GPUs of the machine, and warn that there are several.
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng(devices=devices):
         adapted = _add_peft_adapter(model, build_training_config(plan, base), adapter_name)
@@ -96,6 +96,7 @@ def inject(
         for module, group in _group_by_module(factors).items():
             set_factors(layers[module], group, adapter_name, plan)
         # If a residual cannot be written or `load` fails, `undo` restores the tensors that are already overwritten.
+        # After success, `pop_all` drops the callbacks that would restore them.
         with ExitStack() as undo:
             for residual in residuals:
                 residual.write(undo)
@@ -103,8 +104,8 @@ def inject(
                 load(adapted, undo)
             undo.pop_all()
     metadata_by_name = _get_all_metadata(adapted)
-    # This hook checks the anchors of all adapters before any tensor is loaded. The hooks of single factors would find
-    # a mismatch only after earlier factors have been loaded.
+    # A single hook, registered with the first adapter, checks the anchors of all adapters before any tensor is loaded.
+    # The hooks of single factors would find a mismatch only after earlier factors have been loaded.
     if not metadata_by_name:
         adapted.register_load_state_dict_pre_hook(validate_same_anchors)
     _to_anchored(adapted).ailora_metadata = {**metadata_by_name, adapter_name: metadata}
@@ -270,6 +271,7 @@ def _get_planned_layers(base: nn.Module, plan: Plan, adapter_name: str) -> dict[
     if unplanned := sorted(layers.keys() - planned.keys()):
         raise ModelError(f"PEFT adapted {unplanned[0]}{_and_more(unplanned)}, which the plan does not contain")
     for module, scaling in planned.items():
+        # PEFT computes the scaling from alpha and the rank, so it may differ by a rounding error.
         if abs(layers[module].scaling[adapter_name] - scaling) > 1e-12 * scaling:
             peft_scaling = layers[module].scaling[adapter_name]
             raise ModelError(f"PEFT scales {module} by {peft_scaling}, but the plan by {scaling}")
