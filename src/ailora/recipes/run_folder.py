@@ -158,10 +158,10 @@ class RunFolder:
         return wrote_both and self.failed.is_file() and not self._holds_work()
 
     def _validate_checkpoints(self, manifest: Manifest) -> None:
-        """Validate that all checkpoints belong to this run.
+        """Refuse links among the checkpoints, and incomplete checkpoints that do not belong to this run.
 
         Raises:
-            InputError: A checkpoint is a link, or is incomplete and was not begun by this run.
+            InputError: A checkpoint is a link, or is incomplete and without an entry in the manifest.
         """
         # The trainer overwrites and deletes checkpoints by name, without knowing which run has written them.
         checkpoints = trainer_checkpoints.list_checkpoints(self.checkpoints)
@@ -184,9 +184,9 @@ class RunFolder:
         return METADATA_NAME, *map(self._to_key, (self.checkpoints, self.log, *results, self.failed, self.initial))
 
     def _validate_same_run(self, config: RunConfig) -> None:
-        if changes := describe_differences(config.model_dump(), self.read_config().model_dump()):
+        if differences := describe_differences(config.model_dump(), self.read_config().model_dump()):
             raise InputError(
-                f"{self.path} holds another run ({changes}): choose a different output, or remove the folder"
+                f"{self.path} holds another run ({differences}): choose a different output, or remove the folder"
             )
 
     def read_config(self) -> RunConfig:
@@ -289,7 +289,7 @@ class RunFolder:
         Raises:
             InputError: The folder contains a checkpoint that this run has not written.
         """
-        # After a kill, the manifest shows which incomplete checkpoints belong to this run.
+        # If the run is killed, the manifest shows which incomplete checkpoints belong to this run.
         self.claim(self.checkpoints / f"checkpoint-{step}")
         if rotates:
             self._validate_checkpoints(Manifest(self.path))
@@ -305,8 +305,8 @@ class RunFolder:
             target: Folder to replace.
             write: Function that writes the content into a temporary folder, given as its argument.
         """
-        with on_main(self._replacing(target)) as partial:
-            write(partial)
+        with on_main(self._replacing(target)) as temporary:
+            write(temporary)
             wait_for_everyone()
 
     def copy_training_state(self, source: RunFolder, config: RunConfig) -> None:
@@ -332,13 +332,13 @@ class RunFolder:
                     self._copy_folder(checkpoint, target)
 
     def _copy_folder(self, source: Path, target: Path) -> None:
-        self.write_folder(target, lambda partial: shutil.copytree(source, partial, dirs_exist_ok=True))
+        self.write_folder(target, lambda temporary: shutil.copytree(source, temporary, dirs_exist_ok=True))
 
     @contextmanager
     def _replacing(self, target: Path) -> Generator[Path, None, None]:
         self.claim(target)
-        with replacing_folder(target) as partial:
-            yield partial
+        with replacing_folder(target) as temporary:
+            yield temporary
 
     def _holds_work(self) -> bool:
         """Return whether the folder holds results of training."""

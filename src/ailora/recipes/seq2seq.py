@@ -61,8 +61,8 @@ class Seq2SeqRecipe(LanguageRecipe[Seq2SeqConfig]):
 
     def _tokenize(self, rows: Rows, count_positions: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
         dataset = super()._tokenize(rows, count_positions)
-        completions, origins = count_tokens(dataset, "labels"), [row.origin for row in rows.rows]
-        self.position_limits.validate(completions, origins, remedy="data.max_completion_length", is_output=True)
+        lengths, origins = count_tokens(dataset, "labels"), [row.origin for row in rows.rows]
+        self.position_limits.validate(lengths, origins, remedy="data.max_completion_length", is_output=True)
         return dataset
 
     @cached_property

@@ -156,7 +156,10 @@ def _build_projections(name: str, module: nn.Module, rule: Rule, config: ModelCo
 
 
 def _format_dtype(module: nn.Module) -> str:
-    """Format `Projection.dtype` of a module."""
+    """Return the value of `Projection.dtype`: the dtype of the weight, with the class of an unusual tensor.
+
+    For a layer without a tensor `weight`, this is the class of the layer.
+    """
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         return type(module).__name__

@@ -2,8 +2,8 @@
 
 Golub, Luk, Overton (1981), "A block Lanczos method for computing the singular values and corresponding singular vectors
 of a matrix"; full reorthogonalization as in PROPACK. Each step adds a block of vectors to a left and to a right basis.
-The SVD of the small projected matrix gives Ritz triplets. Their residuals follow from the last block of
-their coefficients, without another product with the map.
+The SVD of the small projected matrix gives Ritz triplets. Their residuals follow from the last block of rows of the
+left singular vectors of this matrix, without another product with the map.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def leading_triplets(
         Z = linear_map.adjoint(Q)
         if step < steps - 1:
             V, coefficients = right.extend(Z)
+            # Coordinates in the new columns `V` suffice: the norms of the residuals do not change.
             outside = coefficients[..., -block:, :]
         else:
             outside = Z - right.columns @ (right.columns.mT @ Z)
@@ -136,8 +137,10 @@ def leading_triplets(
             if projected_svd is not None:
                 P, S, Qh = projected_svd
                 k = min(rank + block, size)
-                basis = right.buffer[..., :size]
-                return RitzTriplets(left.columns @ P[..., :k].to(like), S[..., :k], basis @ Qh[..., :k, :].mT.to(like))
+                # Leave out the block that this step may have appended.
+                right_columns = right.buffer[..., :size]
+                U, V = left.columns @ P[..., :k].to(like), right_columns @ Qh[..., :k, :].mT.to(like)
+                return RitzTriplets(U, S[..., :k], V)
     raise NotConvergedError(
         f"{rank} triplets of a map {tuple(linear_map.shape)} need a basis of more than {max_basis} columns"
     )
@@ -153,8 +156,8 @@ def _converged_svd(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Return the SVD of the projected matrix, or None if any of the first `rank` triplets has not converged."""
     P, S, Qh = torch.linalg.svd(projected.double())
-    # The adjoint maps all blocks of the left basis but the last into the right basis. The image of the last block also
-    # has a part outside the right basis, and this part gives the residuals.
+    # The adjoint maps all blocks of the left basis except the last into the right basis. The part of the last block's
+    # image outside the right basis gives the residuals.
     residuals = (outside.double() @ P[..., -outside.shape[-1] :, :rank]).norm(dim=-2).amax(dim=-1)
     gap = S[..., rank - 1] - S[..., rank]
     rounding = _ROUNDING_IN_EPS * torch.finfo(projected.dtype).eps * S[..., 0]

@@ -1,4 +1,4 @@
-"""Time until a method reaches the baseline's final loss, and its confirmation by runs scheduled to end there."""
+"""Time until a method reaches the baseline's final loss, confirmed by runs whose schedules end at this time."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TimeToLoss:
             no seed did.
         confirmed: Whether runs scheduled to end at this evaluation reach the loss, on average over seeds. A failed run
             counts as not reaching the loss. None if there are no such runs, or if some have not ended. Also None if
-            they reach the loss, but a seed of the full schedule does not.
+            they reach the loss, but the full-length run of a seed does not.
     """
 
     reached: dict[int, FirstReached]
@@ -56,7 +56,7 @@ class TimeToLoss:
 
     @property
     def confirmation_steps(self) -> int | None:
-        """Length of the runs that confirm the time, in steps: the median over seeds.
+        """Length of the runs that confirm the time: the median over seeds of the step that reaches the loss.
 
         None unless all seeds reach the loss after the start and before their last evaluation.
         """
@@ -87,12 +87,12 @@ def measure_time_to_loss(method: MethodResult, baseline: MethodResult, trials: S
         for seed, first in reached.items()
         if (share := first.share) is not None and (train_seconds := runs[seed].train_seconds) is not None
     ]
-    time = TimeToLoss(reached, statistics.median(seconds) if seconds else None)
-    confirmed = _is_confirmed(method, final_losses, trials, steps=time.confirmation_steps)
-    if confirmed and time.confirmation_steps is None:
-        # These runs were planned before a seed failed to reach the loss: they can refute the time, but not confirm it.
+    time_to_loss = TimeToLoss(reached, statistics.median(seconds) if seconds else None)
+    confirmed = _is_confirmed(method, final_losses, trials, steps=time_to_loss.confirmation_steps)
+    if confirmed and time_to_loss.confirmation_steps is None:
+        # The runs were planned before a seed failed to reach the loss: they can refute the time, but not confirm it.
         confirmed = None
-    return replace(time, confirmed=confirmed)
+    return replace(time_to_loss, confirmed=confirmed)
 
 
 def find_first_reached(history: Sequence[Mapping[str, float]], target: float) -> FirstReached:
@@ -124,6 +124,9 @@ def _is_confirmed(
         final_losses: Seed -> final loss of the baseline.
         trials: Trials of the whole study.
         steps: Length of the schedules; None for any length.
+
+    Returns:
+        Whether the runs reach the losses; None if there are no such runs, or if some have not ended.
     """
     # With further seeds, the median may move: runs with the earlier length say nothing about the new length.
     runs = [
@@ -131,7 +134,7 @@ def _is_confirmed(
         for trial in trials
         if (spec := trial.spec).condition == method.condition
         and spec.max_steps is not None
-        and steps in (None, spec.max_steps)
+        and (steps is None or spec.max_steps == steps)
         and spec.learning_rate == method.search.best
         and spec.seed in final_losses
     ]

@@ -52,14 +52,17 @@ class TuneDesign:
     def _drop_equal_conditions(
         self, rates: dict[Condition, RateSpan | RateValues]
     ) -> dict[Condition, RateSpan | RateValues]:
-        """Keep the first of conditions whose runs are equal.
+        """Of conditions whose runs would be equal, keep only the first.
 
-        For later sets of roles, ranks are scaled, and different ranks may become the same small rank.
+        Ranks are scaled so that all sets of roles train as many parameters as the first set. For a set with more
+        modules, different ranks may round to the same small rank.
         """
-        first: dict[str, Condition] = {}
+        condition_by_key: dict[str, Condition] = {}
         for condition in rates:
-            first.setdefault(self.keys.key(TrialSpec(condition, learning_rate=1.0, seed=0)), condition)
-        return {condition: rates[condition] for condition in first.values()}
+            # Any learning rate and seed will do, because only conditions are compared.
+            key = self.keys.key(TrialSpec(condition, learning_rate=1.0, seed=0))
+            condition_by_key.setdefault(key, condition)
+        return {condition: rates[condition] for condition in condition_by_key.values()}
 
     @property
     def total_steps(self) -> int:
@@ -95,11 +98,11 @@ class TuneDesign:
     def run_config(self, spec: TrialSpec) -> RunConfig:
         """Return the configuration of a trial. All trials of a candidate share a folder."""
         # In a shared folder, the trial of a later rung resumes from the checkpoint of the earlier rung.
-        whole = TrialSpec(spec.condition, spec.learning_rate, spec.seed)
-        return self._with_output(spec, Path(self.request.output) / "trials" / self.keys.key(whole))
+        whole_run = TrialSpec(spec.condition, spec.learning_rate, spec.seed)
+        return self._with_output(spec, Path(self.request.output) / "trials" / self.keys.key(whole_run))
 
     def final_config(self, candidate: Candidate) -> RunConfig:
-        """Return the configuration of a candidate's run in the output folder."""
+        """Return the configuration of a candidate's whole run in the output folder."""
         return self._with_output(self.spec(candidate, None), self.request.run_output)
 
     def value(self, result: TrialResult, step: int) -> float:

@@ -108,7 +108,7 @@ def apply_function(
         changed = _find_changed_parameters(adapted, checksums)
         if changed:
             _validate_convertible(adapted, changed, reload_base, method)
-        set_adapter_origin(adapted, AdapterOrigin(None, bool(changed)))
+        set_adapter_origin(adapted, AdapterOrigin(plan=None, overwrites_base=bool(changed)))
     _validate_learning_rates(config, adapted)
     return adapted
 
@@ -145,7 +145,7 @@ def _validate_learning_rates(config: RunConfig, model: PreTrainedModel | PeftMod
 
 
 def _compute_checksum(parameter: torch.Tensor) -> tuple[float, float]:
-    """Return the sum and the norm of a weight; every deliberate update changes at least one of these numbers."""
+    """Return the sum and the norm of a parameter; every deliberate update changes at least one of these numbers."""
     # Compute on the CPU: devices round sums differently, and building a data loader moves the model to the accelerator.
     values = parameter.detach().cpu()
     values = values if values.is_floating_point() else values.float()

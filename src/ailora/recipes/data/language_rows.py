@@ -129,11 +129,12 @@ def to_rows(table: Table, data: PromptData, *, complete: bool = True) -> Rows:
         InputError: A column is missing, or a row has no text or no valid messages.
     """
     read = _make_reader(data, complete)
-    chat = isinstance(data, CausalData) and data.messages is not None
+    is_chat = isinstance(data, CausalData) and data.messages is not None
     rows = []
-    for row, origin in table.records():
-        prompt, completion = read(row, origin)
-        rows.append(Row(origin, prompt, completion, row, _read_variables(row, origin) if chat else {}))
+    for values, origin in table.records():
+        prompt, completion = read(values, origin)
+        variables = _read_variables(values, origin) if is_chat else {}
+        rows.append(Row(origin, prompt, completion, values, variables))
     return Rows(rows)
 
 
@@ -233,7 +234,7 @@ def _read_message(message: object, source: MessageColumn, origin: str) -> Messag
             f"{origin}: a message of {source.column!r} has the tool_calls {short_repr(calls)}, "
             "expected a list of objects"
         )
-    # Parquet gives every message the keys of all messages, with null for absent keys.
+    # Drop null values: Parquet gives every message the keys of all messages, with null for absent keys.
     other_items = {
         key: value
         for key, value in message.items()

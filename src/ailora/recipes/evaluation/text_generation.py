@@ -32,8 +32,8 @@ _REMOTE_CODE_MODES = (
     GenerationMode.CONSTRAINED_BEAM_SEARCH,
 )
 
-#: Answer of a trial conversation. The tokens that a chat template writes after this text end an answer. No template
-#: contains this text itself.
+#: Placeholder for an answer, to find the tokens that a chat template writes after an answer. No template contains this
+#: text itself.
 _ANSWER = "answer-7f3a"
 #: Hidden size assumed for models whose configuration has no `hidden_size`.
 _DEFAULT_HIDDEN_SIZE = 64
@@ -184,18 +184,19 @@ def try_generation(
     # Lengths and compilation are chosen for the real model, and could fail or take long with the toy model.
     toy_config.update(max_new_tokens=1, max_length=None, min_new_tokens=None, min_length=0)
     toy_config.update(compile_config=None)
-    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model_fields: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     prompts = [list(tokenizer("one two three")["input_ids"])] * min(2, batch_size)
     if toy_config.cache_implementation == "quantized":
         # A quantized cache is split into groups of equal size. Prompts of all lengths fit only if this size divides the
         # width of a token's keys, so the toy model gets a single token, and keys as wide as the real model's.
-        sizes["head_dim"], prompts = cache_width, [prompts[0][:1]]
+        model_fields["head_dim"] = cache_width
+        prompts = [prompts[0][:1]]
     with torch.random.fork_rng(devices=[]):
         if seq2seq:
-            sizes["decoder_start_token_id"] = tokenizer.pad_token_id
-            model: Any = T5ForConditionalGeneration(T5Config(**sizes, **_TOY_T5))
+            model_fields["decoder_start_token_id"] = tokenizer.pad_token_id
+            model: Any = T5ForConditionalGeneration(T5Config(**model_fields, **_TOY_T5))
         else:
-            model = LlamaForCausalLM(LlamaConfig(**sizes, **_TOY_LLAMA))
+            model = LlamaForCausalLM(LlamaConfig(**model_fields, **_TOY_LLAMA))
         try:
             _generate_batch(model.eval(), tokenizer, prompts, toy_config)
         # The logits processors of transformers raise exceptions of many types.
@@ -234,6 +235,7 @@ def generate_texts(
         batch = [prompts[i] for i, _ in shard[start : start + batch_size]]
         completions += _generate_batch(model, tokenizer, batch, config)
     model.train(training)
+    # A rank with fewer prompts repeats the last prompt as padding. Drop the completions of this padding.
     texts = gather([text for text, (_, is_counted) in zip(completions, shard, strict=True) if is_counted])
     text_by_index = dict(zip(order, texts, strict=True))
     return [text_by_index[i] for i in range(len(prompts))]

@@ -110,9 +110,9 @@ class TrainedRun:
 
 def _validate_saved_files(folder: RunFolder, saved_dir: Path, *, prefix: str) -> None:
     # transformers and PEFT would look for a missing file on the hub.
-    for name in (f"{prefix}config.json", f"{prefix}model*.safetensors"):
-        if not any(saved_dir.glob(name)):
-            raise InputError(f"{saved_dir} has no {name.replace('*', '')}: {folder.rewrite_hint}")
+    for pattern in (f"{prefix}config.json", f"{prefix}model*.safetensors"):
+        if not any(saved_dir.glob(pattern)):
+            raise InputError(f"{saved_dir} has no {pattern.replace('*', '')}: {folder.rewrite_hint}")
 
 
 def read_result(folder: RunFolder, parsers: Mapping[str, Callable[[object], object]]) -> dict[str, Any]:

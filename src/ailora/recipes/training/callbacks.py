@@ -115,9 +115,9 @@ class ProgressBar(ProgressCallback):
         logs: Mapping[str, float] | None = None,
         **kwargs: object,
     ) -> None:
-        shown = {k.removeprefix("eval_"): f"{v:.4f}" for k, v in (logs or {}).items() if k in ("loss", "eval_loss")}
-        if self.training_bar is not None and shown:
-            self.training_bar.set_postfix(shown)
+        losses = {k.removeprefix("eval_"): f"{v:.4f}" for k, v in (logs or {}).items() if k in ("loss", "eval_loss")}
+        if self.training_bar is not None and losses:
+            self.training_bar.set_postfix(losses)
 
 
 def list_logged_steps(state: TrainerState) -> list[dict[str, float]]:

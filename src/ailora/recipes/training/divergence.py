@@ -117,6 +117,6 @@ def _format_rate_cause(args: TrainingArguments) -> str:
 
 def _max_abs(tensors: Iterable[Tensor]) -> Tensor:
     """Return the largest absolute entry of floating-point tensors on this rank: NaN or infinite if an entry is."""
-    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    floating = [tensor for tensor in local if tensor.is_floating_point() and tensor.numel()]
+    shards = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    floating = [tensor for tensor in shards if tensor.is_floating_point() and tensor.numel()]
     return get_total_norm(floating, norm_type=math.inf)
