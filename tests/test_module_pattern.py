@@ -43,6 +43,11 @@ def test_a_pattern_that_would_fill_the_memory_is_not_compiled(pattern: object) -
         ModulePatterns("here").search(pattern, "module")
 
 
+@pytest.mark.parametrize(("pattern", "name"), [("a{}", "a{}"), ("a{,}", "aaa")])
+def test_braces_without_a_number_are_read_as_regex_reads_them(pattern: str, name: str) -> None:
+    assert ModulePatterns("here").fullmatch(pattern, name)
+
+
 def test_the_limit_is_one_for_all_patterns_of_a_configuration() -> None:
     patterns = ModulePatterns("here")
 

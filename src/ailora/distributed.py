@@ -245,14 +245,12 @@ def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers:
         AiloraError: A worker was killed. Errors of `run` itself are raised unchanged.
     """
     threads = max(1, torch.get_num_threads() // workers)
-    with ExitStack() as stack:
-        # The pool starts all processes while tasks are submitted, so the safe import path is needed only until then.
-        with safe_import_path():
-            # Processes are spawned, because torch's threads do not survive a fork.
-            pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(threads,))
-            stack.enter_context(pool)
-            pending = {pool.submit(run, task): task for task in tasks}
+    # Processes are spawned, because torch's threads do not survive a fork.
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(threads,)) as pool:
         try:
+            # The pool starts all processes while tasks are submitted, so only submissions need the safe import path.
+            with safe_import_path():
+                pending = {pool.submit(run, task): task for task in tasks}
             for future in as_completed(pending):
                 yield pending[future], future.result()
         except BrokenProcessPool:

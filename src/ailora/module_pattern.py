@@ -94,6 +94,6 @@ def _validate_size(pattern: str) -> None:
     repetitions = 1
     for counts in _COUNTS.findall(pattern):
         # Nine digits are enough to exceed the limit. `int` raises ValueError for more than 4,300 digits.
-        repetitions *= max(1, *(int(count[:9]) for count in counts if count))
+        repetitions *= max([1, *(int(count[:9]) for count in counts if count)])
     if repetitions > _MAX_REPETITIONS:
         raise ValueError(f"counts multiply to {repetitions:,} repetitions, at most {_MAX_REPETITIONS:,} are allowed")

@@ -164,6 +164,10 @@ def test_what_is_given_wins_over_the_task() -> None:
             "adapter=lora",
             "configuration key adapter is 'lora'; expected a section with the keys policy, .*learning_rates$",
         ),
+        (
+            "training={gradient_checkpointing: true, activation_checkpointing: false}",
+            "training.gradient_checkpointing is the former name of training.activation_checkpointing: give only",
+        ),
         ("training=[]", r"configuration key training is \[\]; expected fields of the recipe's training arguments$"),
         ("metric=7", "configuration key metric is 7; expected a metric name or a list of metric names$"),
         (

@@ -387,6 +387,7 @@ def test_what_a_function_returns_is_trained_and_written(
         ("frozen", "without trainable parameters"),
         ("other_name", "returned adapters named mine; expected a single adapter, named .default."),
         ("half_taken_out", r"changed the base parameter .*query.weight to a value other than the residual"),
+        ("other_embeddings", r"changed the base parameter .*word_embeddings.weight to a value other than the residual"),
     ],
 )
 def test_what_no_run_can_train_is_refused(short: dict[str, Any], tmp_path: Path, function: str, message: str) -> None:

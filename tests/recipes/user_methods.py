@@ -64,6 +64,12 @@ def half_taken_out(model: PreTrainedModel, context: MethodContext) -> Any:
     return _taken_out(lora(model), taken=0.5)
 
 
+def other_embeddings(model: PreTrainedModel, context: MethodContext) -> Any:
+    with torch.no_grad():
+        model.get_input_embeddings().weight += 0.1
+    return lora(model)
+
+
 def _taken_out(adapted: Any, *, taken: float) -> Any:
     for layer in adapted.modules():
         if isinstance(layer, LoraLayer):

@@ -53,7 +53,11 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
     if (storage := TrialStorage.load_or_none(url, name)) is not None:
         design = _load_design(storage, config)
         # Model and data may have moved since the search began, and workers read them only after claiming a trial.
-        validate_machine_for_search(storage, design)
+        try:
+            validate_machine_for_search(storage, design)
+        except BaseException:
+            storage.close()
+            raise
         return storage, design
     request = _plan_request(config, base).model_copy(update={"output": str(folder), "storage": url, "name": name})
     design = TuneDesign(request)

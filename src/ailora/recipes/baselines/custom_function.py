@@ -178,9 +178,10 @@ def _validate_convertible(
     with torch.random.fork_rng(devices=[]):
         base = dict(reload_base().named_parameters())
     for base_name, name in changed.items():
-        layer = adapted.get_base_model().get_submodule(name.removesuffix(".base_layer.weight"))
-        if name.endswith(".base_layer.weight") and isinstance(layer, LoraLayer):
-            lora: Any = layer
+        module = name.removesuffix(".base_layer.weight")
+        # Other parameters, such as biases and embeddings, have no residual.
+        lora: Any = adapted.get_base_model().get_submodule(module) if module != name else None
+        if isinstance(lora, LoraLayer):
             weight = lora.get_base_layer().weight.detach()
             initial_delta = lora.get_delta_weight("default").detach().float()
             original = base[base_name].detach().to(weight.device).float()

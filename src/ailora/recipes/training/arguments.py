@@ -281,6 +281,9 @@ def complete_training(
     """
     allowed = [field.name for field in dataclasses.fields(arguments_class) if field.init]
     renamed = {new: given[old] for old, new in _RENAMED.items() if old in given}
+    for old, new in _RENAMED.items():
+        if old in given and new in given:
+            raise InputError(f"training.{old} is the former name of training.{new}: give only training.{new}")
     given = renamed | {key: value for key, value in given.items() if key not in _RENAMED}
     for key in given:
         if key in _NOT_SETTABLE:
