@@ -49,8 +49,8 @@ class AdapterCheckpoint:
             The adapter, with consistent files and valid digests.
 
         Raises:
-            InputError: The folder holds no adapter, the adapter is no LoRA of linear modules, or its files are damaged
-                or contradict each other.
+            InputError: The folder holds no adapter, the adapter is not a LoRA of linear modules, or its files are
+                damaged or contradict each other.
         """
         folder = resolve_adapter_dir(path)
         validate_weights_file(folder)
@@ -75,13 +75,13 @@ class AdapterCheckpoint:
 
     @property
     def modules_to_save(self) -> tuple[str, ...]:
-        """Ends of the names of modules trained in full, from the configuration."""
+        """Name suffixes of the fully fine-tuned modules, from the configuration."""
         names = self.config.get("modules_to_save") or ()
         return (names,) if isinstance(names, str) else tuple(names)
 
     @property
     def dora(self) -> bool:
-        """Whether the adapter is a DoRA."""
+        """Whether the adapter uses DoRA, and so stores magnitudes."""
         return any(module.magnitude for module in self.modules.values())
 
     @property
@@ -91,7 +91,10 @@ class AdapterCheckpoint:
 
     @property
     def targets_residual_base(self) -> bool:
-        """Whether the adapter needs residual weights: PEFT saved it during training in the residual form."""
+        """Whether the adapter needs residual weights `W - s B0 A0` in place of the base weights `W`.
+
+        This is the case if PEFT saved the adapter during training in the residual form.
+        """
         plan = self.plan
         return plan is not None and plan.form is Form.RESIDUAL and not self.exported and not self.contains_anchor(plan)
 
@@ -154,6 +157,7 @@ class AdapterCheckpoint:
 
         PEFT omits the anchors when it saves an adapter in the residual form.
         """
+        # With its anchor, an adapter of rank r has the rank 2r in the file: `file_rank` counts both.
         return all(
             self.modules[module].rank == sum(planned.file_rank for planned in group)
             for module, group in plan.modules.items()
@@ -186,13 +190,13 @@ class AdapterCheckpoint:
             shape, weights = group[0].projection.shape, self.modules[module]
             if weights.shape != shape:
                 return f"{module} has the shape {shape} in {METADATA_NAME}, but {weights.shape} in {WEIGHTS_NAME}"
-            ranks = [sum(p.file_rank for p in group)]
+            allowed_ranks = [sum(p.file_rank for p in group)]
             # PEFT omits the anchors when it saves an adapter in the residual form.
             if plan.form is Form.RESIDUAL:
-                ranks.append(sum(p.rank for p in group))
+                allowed_ranks.append(sum(p.rank for p in group))
             # An export may have any rank.
-            if metadata.exported is None and weights.rank not in ranks:
-                return f"{module} has rank {ranks[0]} in {METADATA_NAME}, but {weights.rank} in {WEIGHTS_NAME}"
+            if metadata.exported is None and weights.rank not in allowed_ranks:
+                return f"{module} has rank {allowed_ranks[0]} in {METADATA_NAME}, but {weights.rank} in {WEIGHTS_NAME}"
         return None
 
     def _find_metadata(self) -> AdapterMetadata | None:

@@ -26,7 +26,7 @@ class ProjectionFactors:
         has_anchor: Whether `A` and `B` contain an anchor.
         covers_all_rows: Whether `B` has all rows of a fused weight. This is the case with coupled roles, and after
             training without ailora, which fills the rows of all roles.
-        eps: Machine precision of the stored factors, the coarser of the two.
+        eps: Machine epsilon of the dtypes in which `A` and `B` are stored, the larger of the two.
     """
 
     planned: PlannedAdapter
@@ -38,13 +38,13 @@ class ProjectionFactors:
 
     @property
     def anchor(self) -> tuple[Tensor, Tensor]:
-        """Anchor: `A0` (r, in) and `B0` (out, r)."""
+        """Anchor: `A0` (r, in) and `B0` (out, r). Requires `has_anchor`."""
         (A0, _), (dB, B) = unstack_A(self.A), unstack_B(self.B)
         return A0, B - dB
 
     @property
     def deltas(self) -> tuple[Tensor, Tensor]:
-        """Trained differences from the anchor: `dA` (r, in) and `dB` (out, r)."""
+        """Trained differences from the anchor: `dA` (r, in) and `dB` (out, r). Requires `has_anchor`."""
         return unstack_A(self.A)[1], unstack_B(self.B)[0]
 
     @property
@@ -75,7 +75,8 @@ def split_factors(
     ranks = [planned.file_rank if stacked else planned.rank for planned in adapters]
     for planned, rows, columns in zip(adapters, A.split(ranks, dim=0), B.split(ranks, dim=1), strict=True):
         selected = select_rows(columns, planned.projection)
-        # Training without ailora ignores the zero blocks of `B`, and so fills the rows of all roles.
+        # ailora keeps `B` at zero in the rows of other roles. Training without ailora does not, so non-zero entries in
+        # these rows mean that `B` has all rows.
         all_rows = planned.projection.fused and (
             couple_roles or int(selected.count_nonzero()) < int(columns.count_nonzero())
         )

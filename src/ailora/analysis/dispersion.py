@@ -19,7 +19,7 @@ _MIN_LAYERS = 3
 
 @dataclass(frozen=True)
 class LayerGram:
-    """Gram matrix of the whole weights of a role.
+    """Gram matrix of the weights of a role, with a point for each whole weight, even if the set has heads.
 
     Attributes:
         name: Name of the point set.
@@ -39,7 +39,7 @@ class LayerGram:
 
 
 def measure_dispersion(grams: Sequence[tuple[PointSet, np.ndarray]]) -> dict[str, list[Row]]:
-    """Measure the distances within and between point sets.
+    """Measure the dispersion over layers, compare it between roles, and measure the distances between models.
 
     Args:
         grams: Point sets, each with its Gram matrix (n, n).
@@ -117,9 +117,10 @@ def spread(products: np.ndarray) -> float:
         Distance, in the unit of the weights.
     """
     n = len(products)
-    squares = 2 * (n * np.trace(products) - products.sum())
+    # Sum of |W_i - W_j|^2 over all ordered pairs (i, j).
+    sum_of_squares = 2 * (n * np.trace(products) - products.sum())
     # If all weights are equal, rounding can make the sum negative.
-    return float(np.sqrt(max(squares, 0.0) / (n * (n - 1))))
+    return float(np.sqrt(max(sum_of_squares, 0.0) / (n * (n - 1))))
 
 
 def norm_variation(products: np.ndarray) -> float:

@@ -1,7 +1,8 @@
 """Findings of an analysis as sentences: whether the paper's two observations hold for the analysed models.
 
-The observations are from the paper's Figure 1: query weights are dispersed over the layers and value weights
-concentrated, and the updates of query weights are larger. Further sentences are about directions and intruders.
+The observations are from Figure 1 of the AILoRA paper (arXiv 2510.08034): query weights are dispersed over the layers
+and value weights concentrated, and the updates of query weights are larger. Further sentences are about the singular
+directions of the updates, and about intruder dimensions.
 """
 
 from __future__ import annotations
@@ -54,13 +55,14 @@ def summarize_findings(
 
 
 def _describe_dispersion(dispersion: Mapping[str, list[Row]], role: str, other: str) -> Iterator[str]:
-    by_role = {(record["model"], record["cloud"]): record for record in dispersion["layers"]}
+    # A point set ("cloud") has the name of its role.
+    layer_records = {(record["model"], record["cloud"]): record for record in dispersion["layers"]}
     for record in dispersion["differences"]:
         model = record["model"]
         # A weight of zeros has no direction, so the dispersion of its role is unknown.
         if record["roles"] != [role, other] or not math.isfinite(record["difference"]):
             continue
-        a, b = by_role[model, role], by_role[model, other]
+        a, b = layer_records[model, role], layer_records[model, other]
         comparative = _choose_comparative((record["low"], record["high"]), "more", "less")
         yield (
             f"{model}: over its {a['layers']} layers {role} is {comparative} dispersed than {other}: "

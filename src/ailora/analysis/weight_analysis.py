@@ -25,8 +25,8 @@ from ailora.path_kind import PathKind, detect_path_kind, expand_home
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, parse_role
 
-#: Models with a larger median of `|dW| / |W|` may have a different base. For independent weights of equal norm, the
-#: median is about sqrt(2).
+#: Models with a larger median of `|dW| / |W|` may have a different base. The limit is about half of
+#: sqrt(2), the ratio for independent weights of equal norm.
 _MIN_UNRELATED_UPDATE = 0.7
 
 
@@ -60,10 +60,11 @@ def analyze(
         points: Points of the embedding: weights (`layers`) or heads (`heads`). `auto` selects heads for roles in fewer
             than twelve layers.
         perplexity: Perplexity for t-SNE. None means a quarter of the number of points, at most 30.
-        seeds: Different seeds of t-SNE. Only the embedding with the lowest divergence is kept.
+        seeds: Different seeds of t-SNE. Only the embedding with the lowest KL divergence is kept.
         top: Number of left singular vectors to test for intruders in each fine-tuned weight. The defaults of `top` and
             `epsilon` come from arXiv 2410.21228 and PEFT.
-        epsilon: Cosine below which a singular vector is an intruder.
+        epsilon: A singular vector is an intruder if its cosine with every left singular vector of the base is below
+            this limit.
         directions: Whether to measure the energy of `dW`, and of the gradient before the first step, in all singular
             directions of `W`. The gradient is computed from a run's data, so only runs of `ailora train` have one.
 
@@ -147,10 +148,10 @@ def _describe_doubts(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> I
         if "perplexity" not in embedding.info:
             points = pluralize(embedding.info["points"], "point")
             yield f"{embedding.info['cloud']}: no t-SNE, because {points} are too few, or lie on a line"
-    sizes: Mapping[str, float] = deltas.groupby("model", sort=False)["relative"].median().to_dict()
-    for model, size in sizes.items():
-        if size > _MIN_UNRELATED_UPDATE:
-            yield f"{model} differs from the base by {size:.2g} of |W|: was it trained from this base?"
+    relative_updates: Mapping[str, float] = deltas.groupby("model", sort=False)["relative"].median().to_dict()
+    for model, relative_update in relative_updates.items():
+        if relative_update > _MIN_UNRELATED_UPDATE:
+            yield f"{model} differs from the base by {relative_update:.2g} of |W|: was it trained from this base?"
 
 
 def _to_frame(rows: list[Row], columns: Sequence[str]) -> pd.DataFrame:

@@ -124,7 +124,8 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
         raise ModelError(f"the heads in {adapter.folder} disagree on the number of labels: {sorted(label_counts)}")
     if vocab_sizes:
         _validate_vocabulary(adapter, vocab_sizes, embedding_parameters - get_tied_weights(model).keys())
-    # Tied parameters share a tensor with the new rows. Without ties, every parameter needs a tensor with these rows.
+    # A tied parameter gets the new rows from the parameter that it is tied to. If training has untied them, every
+    # embedding needs a saved tensor with the new rows.
     tensors, untied = _resolve_ties(adapter, model, checkpoint)
     if vocab_sizes and untied:
         _validate_vocabulary(adapter, vocab_sizes, embedding_parameters)
@@ -195,10 +196,10 @@ def _map_stored_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[
 
 
 def _initialize_module(model: PreTrainedModel, module: str, seed: int) -> Mapping[str, Tensor]:
-    """Initialize a new module by the rule of transformers, and return its state dict."""
-    # With a forked generator, the head does not depend on the caller's random state, and does not change this state.
+    """Initialize a copy of a module as transformers does, and return its tensors by parameter name, in float32."""
+    # With a forked generator, the values do not depend on the caller's random state, and do not change this state.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(seed, module))
         new_module = copy.deepcopy(model.get_submodule(module)).to_empty(device="cpu")
-        new_module.float().apply(model._init_weights)  # noqa: SLF001 (transformers has no public one)
+        new_module.float().apply(model._init_weights)  # noqa: SLF001 (transformers has no public equivalent)
     return {f"{module}.{key}": tensor for key, tensor in new_module.state_dict().items()}

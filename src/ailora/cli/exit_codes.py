@@ -42,12 +42,12 @@ _MACHINE_ERRORS = frozenset(
 
 def open_closed_streams() -> None:
     """Connect closed standard streams to the null device."""
-    # A file opened later would get the free descriptor, and printed output would be written into the file.
+    # Otherwise, a file opened later would get the free descriptor, and printed output would be written into the file.
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            # Opens with the lowest free descriptor, which is this one.
+            # `os.open` returns the lowest free descriptor, which is this one.
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -146,9 +146,9 @@ def _is_output_closed(error: BaseException | None) -> bool:
 def _discard_output() -> None:
     """Connect standard output to the null device."""
     # The interpreter flushes standard output at exit, and would print an error for a closed pipe.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    null_device = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError, ValueError):
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(null_device, sys.stdout.fileno())
 
 
 def _join_lines(error: BaseException) -> str:

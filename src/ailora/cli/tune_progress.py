@@ -28,6 +28,7 @@ class TuneProgress:
 
     def __enter__(self) -> TuneProgress:
         if not self._quiet:
+            # Sentences on where the learning rates at the centers of the search come from.
             console.print(self._design.request.centers_origin)
             # Outside a terminal, Status would print a line for each change.
             if console.is_terminal:
@@ -48,6 +49,7 @@ class TuneProgress:
         progress = find_progress(self._storage.trials(), design)
         lines = [_plan_line(design.plan)] if design.plan else []
         lines += [_rung_line(rung, design) for rung in progress.rungs if rung.ended and design.plan]
+        # Lines are only ever appended, so those after the first `_n_printed` are new.
         for line in lines[self._n_printed :]:
             console.print(line)
         self._n_printed = len(lines)
@@ -59,9 +61,11 @@ class TuneProgress:
 
 
 def _plan_line(plan: RungPlan) -> str:
-    (first_count, first_step), *later = zip(plan.counts, plan.steps, strict=True)
+    (first_count, first_step), *later_rungs = zip(plan.counts, plan.steps, strict=True)
     parts = [f"{pluralize(first_count, 'candidate')} to step {first_step:,}"]
-    parts += [f"the best {f'{count} ' if count > 1 else ''}to step {step:,}" for count, step in later]
+    for count, step in later_rungs:
+        best = f"the best {count}" if count > 1 else "the best"
+        parts.append(f"{best} to step {step:,}")
     return f"Plan: {', '.join(parts)}, at {plan.cost_runs:.2g}x the cost of one run."
 
 

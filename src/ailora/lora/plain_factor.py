@@ -34,13 +34,15 @@ class PlainFactor(PackedFactor):
         self.value.copy_(distribute_like(weight, self.value))
 
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
+        # State dicts of this factor contain no anchor, so only the shape can differ.
         self.validate_shape(weight, name)
 
 
 class ResidualFactor(PlainFactor):
     """A factor of the residual form. The anchor is kept to restore the base weights and to write the file.
 
-    State dicts do not contain the anchor: a Trainer's checkpoint is an ordinary LoRA for the residual weights.
+    State dicts do not contain the anchor: a Trainer's checkpoint is an ordinary LoRA for the residual weights
+    `W - s B0 A0`.
     """
 
     anchor: Tensor
