@@ -25,8 +25,8 @@ from ailora.path_kind import PathKind, detect_path_kind, expand_home
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, parse_role
 
-#: Models with a larger median of `|dW| / |W|` may have a different base. The limit is about half of
-#: sqrt(2), the ratio for independent weights of equal norm.
+#: Models with a larger median of `|dW| / |W|` may have a different base. The limit is about half of sqrt(2), the ratio
+#: for independent weights of equal norm.
 _MIN_UNRELATED_UPDATE = 0.7
 
 

@@ -31,6 +31,9 @@ _MAX_MARKERS = 40
 _MAX_CATEGORY_CHARS = 48
 #: Height of a plot without its legend, of a row in the legend, and of a row in a heatmap.
 _HEIGHT_PX, _LEGEND_ROW_PX, _HEATMAP_ROW_PX = 340, 22, 22
+_MIN_HEATMAP_HEIGHT_PX = 300
+#: Height of a series in a category that several series share, in rows of `ROW_PX`.
+_ROWS_PER_SERIES = 0.6
 #: Approximate number of names in a row of the legend.
 _LEGEND_COLUMNS = 4
 
@@ -48,6 +51,7 @@ def plotly_figure(chart: Chart) -> PlotlyFigure:
 
 def count_missing(chart: Chart) -> int:
     """Return the number of non-finite values in a chart. None is an intended gap, and does not count."""
+    # In a heatmap, NaN is an intended empty cell.
     if isinstance(chart, Heatmap):
         return 0
     if isinstance(chart, ForestPlot):
@@ -83,12 +87,13 @@ def _plot_figure(chart: Plot) -> PlotlyFigure:
         "hovermode": "closest",
     }
     if chart.shaded is not None:
+        # In the reference "paper", coordinates are shares of the plot's width or height.
         whole = (0.0, 1.0)
-        layout["shapes"] = [
-            shaded_rectangle(whole, chart.shaded, xref="paper")
-            if horizontal
-            else shaded_rectangle(chart.shaded, whole, yref="paper")
-        ]
+        if horizontal:
+            rectangle = shaded_rectangle(whole, chart.shaded, xref="paper")
+        else:
+            rectangle = shaded_rectangle(chart.shaded, whole, yref="paper")
+        layout["shapes"] = [rectangle]
     return {"data": traces, "layout": layout | ({"barmode": "group"} if chart.kind == "bars" else {})}
 
 
@@ -100,7 +105,7 @@ def _is_horizontal(chart: Plot) -> bool:
 
 def _rows_per_category(chart: Plot) -> float:
     """Return the height of a category in rows: 1, or more if several series share categories."""
-    return max(1.0, len(chart.series) * 0.6) if _share_categories(chart) else 1.0
+    return max(1.0, len(chart.series) * _ROWS_PER_SERIES) if _share_categories(chart) else 1.0
 
 
 def _share_categories(chart: Plot) -> bool:
@@ -136,6 +141,7 @@ def _scatter_trace(chart: Plot, series: Series, shift: float) -> Json:
         },
         "connectgaps": False,
     }
+    # The intervals of consecutive points of a line are drawn as a band, see `_band_traces`.
     isolated = [run[0] for run in series.interval_runs() if len(run) == 1]
     return trace | error_bars(series, isolated if is_line else range(len(series.x)))
 
@@ -162,6 +168,7 @@ def _band_traces(series: Series) -> list[Json]:
         "mode": "lines",
         "line": {"width": 0},
         "fillcolor": series.colour,
+        # Nearly transparent, because the bands of several lines overlap.
         "opacity": 0.11,
         "hoverinfo": "skip",
         "showlegend": False,
@@ -215,7 +222,7 @@ def _heatmap_figure(chart: Heatmap) -> PlotlyFigure:
     layout: Json = {
         "xaxis": axis_layout(x, []) | bare,
         "yaxis": _first_on_top(axis_layout(y, []), y) | bare,
-        "height": max(_HEIGHT_PX - 40, MARGIN_PX + _HEATMAP_ROW_PX * len(chart.rows)),
+        "height": max(_MIN_HEATMAP_HEIGHT_PX, MARGIN_PX + _HEATMAP_ROW_PX * len(chart.rows)),
         "showlegend": False,
     }
     return {"data": [trace], "layout": layout}

@@ -64,7 +64,7 @@ class PositionLimits:
 
         Args:
             lengths: Number of tokens of each row.
-            origins: `file:line` of each row.
+            origins: Location of each row for the error message, such as `file:line`.
             remedy: Setting to decrease, for the error message.
             is_output: Whether rows are outputs of the model instead of inputs.
 
@@ -89,18 +89,19 @@ class PositionLimits:
 
         Args:
             prompts: Token ids of each prompt.
-            origins: `file:line` of each prompt.
+            origins: Location of each prompt for the error message, such as `file:line`.
             generation: Generation configuration; `max_new_tokens` is the length of the longest completion.
 
         Raises:
             InputError: A completion, or a prompt with its completion, is too long.
         """
+        max_new_tokens = max(generation.max_new_tokens or 1, 1)
         # The last generated token is never an input.
-        generated_inputs = max((generation.max_new_tokens or 1) - 1, 0)
-        remedy = f"max_new_tokens from {generated_inputs + 1}"
+        generated_inputs = max_new_tokens - 1
+        remedy = f"max_new_tokens from {max_new_tokens}"
         if self.has_encoder:
-            # A start token precedes the generated tokens in the decoder, and the encoder reads prompts only.
-            self.validate([generated_inputs + 1], ["evaluation.generate"], remedy=remedy, is_output=True)
+            # The inputs of the decoder are a start token and the generated tokens. The encoder reads only the prompt.
+            self.validate([1 + generated_inputs], ["evaluation.generate"], remedy=remedy, is_output=True)
             generated_inputs = 0
         places = [f"{origin} with its completion" for origin in origins] if generated_inputs else origins
         self.validate([len(prompt) + generated_inputs for prompt in prompts], places, remedy=remedy)
@@ -113,11 +114,15 @@ class PositionLimits:
             key: Configuration key with the maximum length of rows.
         """
         context = self.context
-        if context is not None and (longer := sum(length > context for length in lengths)):
+        if context is not None and (n_longer := sum(length > context for length in lengths)):
             _LOG.warning(
                 "%s of %d training rows are longer than the %d tokens of pretraining (longest: %d): the model can "
                 "compute further positions, but was not trained on them; set %s to truncate the rows",
-                *(longer, len(lengths), context, max(lengths), key),
+                n_longer,
+                len(lengths),
+                context,
+                max(lengths),
+                key,
             )
 
 
@@ -134,8 +139,9 @@ def _find_table_lengths(model: PreTrainedModel) -> dict[str, int]:
         Name of the module or buffer, or model type -> number of positions.
     """
     lengths: dict[str, int] = {}
-    if length := getattr(model.config, _LENGTH_KEYS.get(model.config.model_type, ""), None):
-        lengths[model.config.model_type] = length
+    model_type = model.config.model_type
+    if model_type in _LENGTH_KEYS and (length := getattr(model.config, _LENGTH_KEYS[model_type], None)):
+        lengths[model_type] = length
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         # FSMT's tables, the modules with `make_weight`, grow for longer sequences.

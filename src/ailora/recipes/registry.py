@@ -40,7 +40,7 @@ def make_recipe(config: RunConfig) -> Recipe[RunConfig]:
 
 
 def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
-    """Train, save and evaluate; resume a killed run, and return the result of a finished run.
+    """Train, save and evaluate; resume a killed run, and return the stored result of a finished run.
 
     Args:
         config: Configuration returned by `load_config`.

@@ -66,15 +66,15 @@ def write_figures(page: Page, folder: Path, *, force: bool = False) -> int:
     folder = resolve_output_path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        files = {
+        chart_by_file = {
             folder / f"{name}.{suffix}": chart
             for chart, name in zip(charts, unique_file_names(charts), strict=True)
             for suffix in _FIGURE_FORMATS
         }
         # All files are validated before the first is drawn: a refusal must leave no figure.
-        for file in files:
+        for file in chart_by_file:
             validate_output_file(file, force=force)
-        for file, chart in files.items():
+        for file, chart in chart_by_file.items():
             save_figure([chart], file, columns=1)
     return len(charts)
 
@@ -93,7 +93,7 @@ def render(page: Page) -> str:
         id(chart): {"id": key, "name": name, "caption": _caption(chart), "height": figure["layout"]["height"]}
         for chart, name, (key, figure) in zip(charts, names, figures.items(), strict=True)
     }
-    # Plotly's script takes most of a page: 4.8 of 6 MB for a study of 1,000 trials.
+    # Plotly's script takes most of a page (4.8 of 6 MB for a study of 1,000 trials), so a page without charts omits it.
     scripts = [*([_plotly_script()] if charts else []), _read_asset("page.js")]
     # StrictUndefined: a misspelt name in the template is an error, and not an empty text.
     environment = jinja2.Environment(

@@ -17,7 +17,7 @@ from ailora.studies.study_design import StudyDesign
 from ailora.studies.study_reader import find_inputs
 from ailora.studies.trial_storage import TrialStorage
 
-#: Loads a study: its storage, to be closed by the caller, and its design.
+#: Function that loads a study. It returns the storage, which the caller closes, and the design.
 StudyLoader = Callable[[], tuple[TrialStorage, StudyDesign]]
 
 _STUDY_SUFFIXES = (".yaml", ".yml")
@@ -49,7 +49,7 @@ def detect_input(path: Path) -> PathKind:
 
 
 def find_read_paths(path: Path, scale: str | None) -> list[Path]:
-    """Return the files and folders that a report reads for an argument.
+    """Return the files and folders that a report reads for an argument, which the report must not overwrite.
 
     Args:
         path: A folder, or a study file, which need not be valid.
@@ -70,8 +70,8 @@ def find_studies(path: Path, scale: str | None) -> list[StudyLoader]:
         scale: Name of an entry below `scales:` of the study file.
 
     Returns:
-        For each study a function that returns its storage, to be closed by the caller, and its design. The function
-        raises `InputError` if the study file is invalid, or if the storage does not hold the study.
+        Loader of each study. It raises `InputError` if the study file is invalid, or if the storage does not hold the
+        study.
 
     Raises:
         InputError: The database holds no study, or cannot be read.

@@ -27,12 +27,15 @@ class Band(StrEnum):
 class Certificate:
     """Accuracy of computed triplets, measured by multiplying the weight with the singular vectors.
 
+    A prime denotes the transpose.
+
     Attributes:
         method: Name of the method that computed the triplets.
         residual: Largest `|W v - s u|` or `|W' u - s v|` over the triplets, relative to W's Frobenius norm.
         orthogonality: Largest absolute entry of `U' U - I` and `Vh Vh' - I`.
         bound: Upper limit of `residual` and `orthogonality`. Triplets above the limit are not certified.
-        gap: Distance from the band to the next singular value, relative to W's Frobenius norm. None if unknown.
+        gap: Distance from the band to the next singular value outside it, relative to W's Frobenius norm. None if
+            unknown.
     """
 
     method: str
@@ -47,7 +50,8 @@ class Certificate:
 
         For minor triplets, the estimate is far too large: their residuals point in directions of large singular values,
         which are much farther away than the gap. If the band ends inside a cluster of equal singular values, the
-        estimate is infinite: the subspace is not unique, and only the triplets are certified.
+        estimate is infinite: the subspace is not unique, and only the triplets are certified. It is also infinite if
+        the gap is unknown.
         """
         return self.residual / self.gap if self.gap else math.inf
 
@@ -55,6 +59,8 @@ class Certificate:
 @dataclass(frozen=True)
 class Triplets:
     """Singular triplets of a matrix `W` (out, in), or of each matrix in a batch: `W Vh' = U diag(S)`.
+
+    A prime denotes the transpose.
 
     Attributes:
         U: Left singular vectors, (..., out, rank), orthonormal columns.

@@ -16,7 +16,7 @@ from ailora.studies.trial import Condition, Status, Trial, TrialResult
 
 #: Fields of `TrialResult` with the cost of a run.
 COSTS = ("trainable_parameters", "init_seconds", "train_seconds", "steps", "peak_memory_bytes", "adapter_bytes")
-#: Estimate of a rate at which the good range ends.
+#: Estimate of a rate with a failed selection seed. The good range ends before a rate whose mean is NaN.
 _NOT_GOOD = Estimate(math.nan, None, 0, None, None)
 
 
@@ -27,16 +27,17 @@ class MethodResult:
     Attributes:
         condition: Method, task and setting.
         search: State of the search for its best rate.
-        curve: Learning rate -> mean validation score over its seeds, which may differ from those of other rates.
-        runs: Learning rate, ascending -> seed -> result of the run. Runs for confirming a time to loss are left out, as
-            are rates that the search cannot reach, such as those of an earlier grid.
+        curve: Learning rate -> mean validation score over all seeds run at this rate. Rates may have different seeds.
+        runs: Learning rate, ascending -> seed -> result of the run. Runs that confirm a time to loss, which have a
+            schedule of their own (`max_steps`), are left out. So are rates that the search cannot reach, such as those
+            of an earlier grid.
         selection_scores: Learning rate -> selection seed -> validation score. Rates with a failed selection seed are
             left out.
         at_best: Seed -> result of the run at the best rate.
         scores: Seed -> score of the run at the best rate, on the reported split.
         score: Mean of `scores`; None without a run at the best rate.
         good_range: Rates as good as the best; None without a best rate.
-        status_counts: Status -> number of trials at all rates, including trials for confirming a time to loss.
+        status_counts: Status -> number of trials at all rates, including trials that confirm a time to loss.
         errors: Errors of the failed trials, each with the rate and seed.
     """
 
@@ -134,9 +135,12 @@ def collect_method_result(
 def _group_runs(trials: Iterable[Trial], rates: Container[float]) -> dict[float, dict[int, TrialResult]]:
     """Group complete runs with full schedules by learning rate, ascending, and seed."""
     results = {
-        t.spec: t.result
-        for t in trials
-        if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None and t.spec.learning_rate in rates
+        trial.spec: trial.result
+        for trial in trials
+        if trial.result
+        and trial.status is Status.COMPLETE
+        and trial.spec.max_steps is None
+        and trial.spec.learning_rate in rates
     }
     runs: dict[float, dict[int, TrialResult]] = {}
     for spec in sorted(results, key=lambda spec: (spec.learning_rate, spec.seed)):
@@ -145,7 +149,7 @@ def _group_runs(trials: Iterable[Trial], rates: Container[float]) -> dict[float,
 
 
 def metric_point(metric: str) -> float:
-    """Return the size of a percentage point in a metric's unit: 1 for text metrics, 0.01 for others and the loss."""
+    """Return a percentage point in a metric's unit: 1 for text metrics, 0.01 for all other metrics and for the loss."""
     return 1.0 if metric in TEXT_METRICS else 0.01
 
 
@@ -163,9 +167,10 @@ def _find_good_range(
     best_estimate = estimate(scores[best].values())
     curve = dict.fromkeys(excluded, _NOT_GOOD)
     for rate, by_seed in scores.items():
-        # Far rates may have run with the first seed only: the difference to the best rate is over the same seeds.
+        # Rates far from the best may have run with the first seed only, so the difference is over their common seeds.
         differences = [score - scores[best][seed] for seed, score in by_seed.items() if seed in scores[best]]
         mean = best_estimate.mean + statistics.fmean(differences) if differences else math.nan
+        # `find_good_range` reads only the mean, and the standard error of the best rate.
         curve[rate] = replace(best_estimate, mean=mean)
     larger_is_better, tolerance = design.larger_is_better(condition), metric_point(design.metric(condition))
     return find_good_range(curve, best, larger_is_better=larger_is_better, tolerance=tolerance)

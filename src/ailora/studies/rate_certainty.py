@@ -15,10 +15,10 @@ from ailora.studies.statistics import merge_ties
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import TrialResult
 
-#: The standard errors of shares are at most 1.1 %.
+#: The standard error of a share p, sqrt(p (1 - p) / n), is at most 1.1 %.
 _N_SEED_RESAMPLES = 2000
 #: Smaller than `_N_SEED_RESAMPLES`, because correlation metrics need a call for each run and resample. The standard
-#: errors of shares are at most 2.2 %.
+#: error of a share is at most 2.2 %.
 _N_EXAMPLE_RESAMPLES = 500
 
 
@@ -69,8 +69,8 @@ def measure_rate_certainty(
 ) -> RateCertainty | None:
     """Measure how often each rate of a method has the best resampled validation score.
 
-    A resample draws selection seeds with replacement, and validation examples if the predictions of all runs are
-    stored. All rates share its draws.
+    A resample draws selection seeds with replacement. It also draws validation examples if predictions are read, and
+    those of all runs are stored. All rates share the draws of a resample.
 
     Args:
         result: Results of the method.
@@ -91,11 +91,13 @@ def measure_rate_certainty(
     if best not in runs or len(runs) < 2:
         return None
     uniform = np.full(len(seeds), 1 / len(seeds))
+    # Number of draws of each seed, (resamples, seeds).
     seed_counts = np.random.default_rng(0).multinomial(len(seeds), uniform, size=_N_SEED_RESAMPLES)
     scores = None
     if read_predictions:
-        flat = [run for rate_runs in runs.values() for run in rate_runs]
-        scores = score_resamples(flat, "validation", metric, n_resamples=_N_EXAMPLE_RESAMPLES)
+        all_runs = [run for rate_runs in runs.values() for run in rate_runs]
+        scores = score_resamples(all_runs, "validation", metric, n_resamples=_N_EXAMPLE_RESAMPLES)
+    # Scores are None, too, if stored predictions are missing or not comparable.
     if scores is not None:
         means = _mean_over_seeds(scores.reshape(-1, len(runs), len(seeds)), seed_counts[:_N_EXAMPLE_RESAMPLES])
         resampled = Resampled.SEEDS_AND_EXAMPLES if len(seeds) > 1 else Resampled.EXAMPLES

@@ -90,10 +90,10 @@ class RunningTrial:
             peers: Keys of the trials to compare with. Only complete trials count, and pruning needs at least four.
         """
         # Optuna's pruner compares a trial with all trials of its study, so it gets a study with the peers only.
-        study = optuna.create_study(direction="maximize")
-        done = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        study.add_trials(frozen for frozen in done if frozen.user_attrs.get(KEY) in peers)
-        return MedianPruner(n_startup_trials=_MIN_PEERS).prune(study, self._storage.get_trial(self._id))
+        peer_study = optuna.create_study(direction="maximize")
+        complete_trials = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        peer_study.add_trials(trial for trial in complete_trials if trial.user_attrs.get(KEY) in peers)
+        return MedianPruner(n_startup_trials=_MIN_PEERS).prune(peer_study, self._storage.get_trial(self._id))
 
     def _end(self, attributes: Mapping[str, object], state: TrialState, values: list[float] | None = None) -> None:
         # If another worker considered this worker dead and restarted the trial, the new attempt counts.
@@ -107,6 +107,6 @@ class RunningTrial:
         assert interval is not None
         # `TrialStorage.claim_next` records the first heartbeat.
         while not self._stop.wait(interval):
-            # Unlike Optuna's own thread, this one continues after an error of the storage.
+            # Unlike Optuna's own heartbeat thread, this thread continues after an error of the storage.
             with contextlib.suppress(StorageInternalError, SQLAlchemyError):
                 self._storage.record_heartbeat(self._id)

@@ -39,7 +39,7 @@ class StudyDesign:
     Args:
         config: Study file.
         to_run: Whether trials are to run; otherwise user-defined methods are not imported.
-        folder: Absolute folder of the relative paths in the base; None for the working folder.
+        folder: Absolute folder to which relative paths in the section `base:` refer; None for the working folder.
 
     Attributes:
         methods: Methods by label.
@@ -89,10 +89,11 @@ class StudyDesign:
         Raises:
             InputError: The recipe does not compute the metric of the study.
         """
-        scores = self.base_config(condition).scores
-        name = self.config.metric or next(iter(scores))
-        if name not in scores:
-            raise unknown_name(f"metric of task {condition.task!r}", name, scores)
+        # `RunConfig.scores` maps the name of each metric to whether a larger value is better.
+        metrics = self.base_config(condition).scores
+        name = self.config.metric or next(iter(metrics))
+        if name not in metrics:
+            raise unknown_name(f"metric of task {condition.task!r}", name, metrics)
         return name
 
     def larger_is_better(self, condition: Condition) -> bool:
@@ -218,6 +219,7 @@ class StudyDesign:
         reported: dict[Condition, dict[int, float] | None] = dict.fromkeys(self.conditions)
         best = {}
         for condition, scores in self.scores(trials).items():
+            # Without further seeds, the search ends as soon as the best rate is known.
             search = self.lr_search(condition, len(self.selection_seeds)).plan(scores)
             if search.ended:
                 best[condition], reported[condition] = search.best, {}
@@ -227,7 +229,7 @@ class StudyDesign:
                 continue
             if spec.learning_rate == best[spec.condition]:
                 metric, split = self.metric(spec.condition), self.report_split(spec.condition)
-                # A different version may have written the result: without the score, it counts as failed.
+                # A result written by a different version of ailora may lack the score, and then counts as failed.
                 metrics = trial.result.metrics if trial.result else {}
                 seed_scores[spec.seed] = metrics.get(split, {}).get(metric, math.nan)
         return reported
@@ -259,7 +261,8 @@ class StudyDesign:
         n_settings = math.prod(map(len, config.grid.values()))
         n_selection_seeds = len(self.selection_seeds)
         n_trials_by_method = [
-            # At least: all rates with the first seed, or the best rate and its two neighbours with all selection seeds.
+            # Lower limit: all rates with the first seed (with all selection seeds if `seeds_at` is `all`), or the best
+            # rate and its two neighbours with all selection seeds.
             max(n_rates * (n_selection_seeds if config.seeds_at == "all" else 1), min(n_rates, 3) * n_selection_seeds)
             for n_rates in (len(self._rates(label).initial) for label in self.methods)
         ]

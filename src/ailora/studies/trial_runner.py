@@ -93,7 +93,7 @@ def run_trial(
     started = time.perf_counter()
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     callbacks = [_PruningCallback(should_continue)]
-    # A worker that counts as dead may still run this trial: wait for it, and use its result.
+    # Another worker, considered dead for lack of heartbeats, may still run this trial: wait for it, and use its result.
     with filelock.FileLock(folder.path.with_suffix(".lock")):
         if prefix is None:
             results = registry.run(config, callbacks)
@@ -144,7 +144,7 @@ def run_in_subprocess(
     )
     with safe_import_path():
         process.start()
-    # While this process has the child's end open, `recv` would wait forever for a killed child.
+    # If this process kept the child's end open, `recv` would wait forever for a killed child.
     child_connection.close()
     try:
         while True:
@@ -162,7 +162,8 @@ def run_in_subprocess(
         process.join()
         raise TrialError(_exit_reason(process.exitcode)) from None
     finally:
-        # A process that sent its result ends by itself. After any exception, it may still train, and is killed.
+        # A process that sent its result ends by itself, and is waited for. If an exception is being raised, the process
+        # may still train, and is killed.
         if process.is_alive():
             process.join(timeout=None if sys.exc_info()[0] is None else 0)
         if process.is_alive():
@@ -185,16 +186,16 @@ def _multiprocessing_context() -> ForkServerContext | SpawnContext:
 
 
 def _trial_main(
-    worker: Connection, config: RunConfig, *, keep: str, may_end_early: bool, prefix: RunPrefix | None
+    connection: Connection, config: RunConfig, *, keep: str, may_end_early: bool, prefix: RunPrefix | None
 ) -> None:
-    """Run a trial in its own process, and send its result or error to the worker.
+    """Run a trial in its own process, and send its result or error to the worker, the process that started this one.
 
     If `may_end_early`, ask the worker at each evaluation whether to continue.
     """
 
     def ask(step: int, loss: float) -> bool:
-        worker.send((step, loss))
-        return worker.recv()
+        connection.send((step, loss))
+        return connection.recv()
 
     # Only the worker handles Ctrl-C. If the worker is killed, the trial must end too, or two attempts would write to
     # the same folder.
@@ -204,12 +205,12 @@ def _trial_main(
     output.parent.mkdir(parents=True, exist_ok=True)
     _redirect_output(output.with_suffix(".log"))
     try:
-        worker.send(run_trial(config, keep, ask if may_end_early else None, prefix=prefix))
+        connection.send(run_trial(config, keep, ask if may_end_early else None, prefix=prefix))
     except (TrialError, TrialPruned) as end:
-        worker.send(end)
+        connection.send(end)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        worker.send(TrialError(describe_out_of_memory(error) or f"{type(error).__name__}: {error}"))
+        connection.send(TrialError(describe_out_of_memory(error) or f"{type(error).__name__}: {error}"))
 
 
 def _exit_with_parent() -> None:

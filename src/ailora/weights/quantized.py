@@ -57,18 +57,23 @@ def dequantize(layer: nn.Module, quantized_format: QuantizedFormat, module: str)
         ) from error
 
 
-# --- the libraries -------------------------------------------------------------------------------------------------
+# --- predicates and readers of the formats -------------------------------------------------------------------------
 
 
-def _weight_is(name: str, quantized_attribute: str) -> Callable[[nn.Module], bool]:
-    """Return a predicate for layers with a quantized weight of the bitsandbytes class `name`."""
+def _weight_is(class_name: str, quantized_attribute: str) -> Callable[[nn.Module], bool]:
+    """Return a predicate for layers with a quantized weight of a bitsandbytes class.
+
+    Args:
+        class_name: Name of the class.
+        quantized_attribute: Attribute of the weight that quantization sets.
+    """
 
     def matches(layer: nn.Module) -> bool:
         weight: Any = getattr(layer, "weight", None)
-        if type(weight).__name__ != name:
+        if type(weight).__name__ != class_name:
             return False
-        # A weight of this class is quantized when it is moved to a device. That sets the attribute, or changes the
-        # dtype to int8.
+        # bitsandbytes quantizes a weight when it is moved to a device. This sets the attribute, or changes the dtype to
+        # int8.
         return getattr(weight, quantized_attribute, None) is not None or weight.dtype is torch.int8
 
     return matches
@@ -126,10 +131,11 @@ def _lacks_plain_weight(layer: nn.Module) -> bool:
 def _read_by_identity(layer: Any) -> Tensor:
     """Recover a weight in an unknown format by applying the layer to the identity matrix."""
     tensors = [*layer.parameters(), *layer.buffers()]
-    floating = [t.dtype for t in tensors if t.dtype in (torch.float16, torch.bfloat16, torch.float32)]
+    floating_dtypes = [t.dtype for t in tensors if t.dtype in (torch.float16, torch.bfloat16, torch.float32)]
     shape = weight_shape(layer)
     assert shape is not None
-    eye = torch.eye(shape[1], dtype=floating[0] if floating else torch.float32, device=tensors[0].device)
+    dtype = floating_dtypes[0] if floating_dtypes else torch.float32
+    eye = torch.eye(shape[1], dtype=dtype, device=tensors[0].device)
     bias = getattr(layer, "bias", None)
     try:
         # Remove the bias before the call instead of subtracting it afterwards: in float16, a sum with a large bias

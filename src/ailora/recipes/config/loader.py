@@ -128,6 +128,7 @@ def _complete(config: RunConfig, folder: Path) -> RunConfig:
     config.tune.check(config.metrics)
     _validate_adapter(config.adapter)
     _validate_source(config.data)
+    # Only for its validation: the result is built again when the model is loaded.
     build_quantization_config(config)
     # Make paths absolute, so that a run can resume from any working directory.
     training = _resolve_json_files(config.training, folder)

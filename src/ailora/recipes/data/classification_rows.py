@@ -32,7 +32,7 @@ class Examples:
     Attributes:
         texts: One or two texts per row.
         labels: Labels as stored in the file; None for unlabelled rows.
-        origins: `file:line` of each row, for error messages.
+        origins: Position of each row for error messages, such as `file:line`; see `Table.origins`.
     """
 
     texts: list[tuple[str, ...]]
@@ -86,6 +86,7 @@ def load_all_examples(data: DataConfig, split: str) -> Examples:
 def warn_shared_sources(data: DataSource) -> None:
     """Warn if a split for evaluation names a file, or a split of the dataset, that is also training data."""
     training_sources = _find_sources(data, "train")
+    # The first split is `train`.
     for split in data.splits[1:]:
         if shared := sorted(training_sources & _find_sources(data, split)):
             _LOG.warning(
@@ -170,8 +171,8 @@ def _read_dataset(data: DataSource, split: str, named: Collection[str]) -> Table
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(f"cannot load split {split!r} of dataset {data.dataset!r}: {error}") from error
     columns = tuple(loaded.column_names)
-    # Other columns are not read, because reading may fail: images without Pillow, dates beyond the year 9999.
     source = f"{data.dataset}/{split}"
+    # Other columns are not read, because reading may fail: images without Pillow, dates beyond the year 9999.
     values = [
         _read_column(loaded, column, source) if column in named else repeat(None, len(loaded)) for column in columns
     ]

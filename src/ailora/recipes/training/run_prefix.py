@@ -49,7 +49,8 @@ class StopAtPrefix(TrainerCallback):
             )
         if state.global_step == self.prefix.step:
             # An evaluation by epoch comes after this event, and must be part of the checkpoint. For such runs,
-            # `on_epoch_end` requests the checkpoint.
+            # `on_epoch_end` requests the checkpoint. Checkpoints lack the training loss since the last log entry, so
+            # this loss is logged too.
             control.should_save = control.should_log = args.eval_strategy == "steps"
 
     def on_epoch_end(

@@ -90,7 +90,7 @@ def plan_adapter(config: RunConfig, model: PreTrainedModel) -> Plan:
 
 
 def count_trainable_parameters(method: Method, plan: Plan) -> int:
-    """Count the trainable parameters of a planned adapter, without heads and other modules trained in full.
+    """Count the trainable parameters of a planned adapter, without heads and other fully fine-tuned modules.
 
     Args:
         method: Method that initializes the adapter. `peft:mica` freezes `B`.
