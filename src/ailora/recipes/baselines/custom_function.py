@@ -180,8 +180,9 @@ def _validate_convertible(
     for base_name, name in changed.items():
         module = name.removesuffix(".base_layer.weight")
         # Other parameters, such as biases and embeddings, have no residual.
-        lora: Any = adapted.get_base_model().get_submodule(module) if module != name else None
-        if isinstance(lora, LoraLayer):
+        layer = adapted.get_base_model().get_submodule(module) if module != name else None
+        if isinstance(layer, LoraLayer):
+            lora: Any = layer
             weight = lora.get_base_layer().weight.detach()
             initial_delta = lora.get_delta_weight("default").detach().float()
             original = base[base_name].detach().to(weight.device).float()
