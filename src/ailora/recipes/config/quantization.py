@@ -48,6 +48,9 @@ def build_quantization_config(config: RunConfig) -> QuantizationConfigMixin | No
             pass
     try:
         return _build_torchao(fields) if "torchao" in fields else _build_bitsandbytes(fields)
+    except InputError:
+        # It is a ValueError, and names the section already.
+        raise
     except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise InputError(f"quantization: {error}") from error
 
