@@ -98,7 +98,7 @@ def test_an_edited_configuration_is_used_with_a_warning(
     check = next(check for check in verify(copied, str(base)).checks if check.name == "digests")
     assert (check.passed, check.detail) == (
         None,
-        "the tensors are unchanged, but edited: adapter_config.json",
+        "the tensors are unchanged, but these files were edited: adapter_config.json",
     )
 
 

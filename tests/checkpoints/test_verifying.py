@@ -313,7 +313,7 @@ def test_a_sidecar_of_another_adapter_is_told_apart(base: Path, adapter: Path, t
         shutil.copy(adapter / name, tmp_path / "above" / "below")
     shutil.copy(tmp_path / "small" / "ailora.json", tmp_path / "above")
     with pytest.raises(
-        ailora.InputError, match="or its parent folders: without this file, the plan to verify is unknown"
+        ailora.InputError, match="or its parent folders: without this file, the adapter's plan is unknown"
     ):
         verify(tmp_path / "above" / "below", str(base))
 

@@ -16,7 +16,7 @@ def validate_complete(adapter: AdapterCheckpoint, base: nn.Module) -> None:
     """Refuse a weights file with missing or additional modules, compared with the configuration.
 
     PEFT would load the file with a warning, or silently ignore some factors. For `all-linear` and for a configuration
-    without `target_modules`, factors are compared only with the modules of the base model.
+    without `target_modules`, only factors for modules unknown to the base model are refused; missing factors are not.
 
     Args:
         adapter: Adapter to validate.
@@ -70,8 +70,8 @@ def validate_saved_modules(adapter: AdapterCheckpoint, base: nn.Module) -> None:
         for parameter in module.state_dict():
             if f"{name}.{parameter}" not in adapter.saved:
                 raise InputError(
-                    f"{adapter.folder / WEIGHTS_NAME} has no {name}.{parameter}, which {CONFIG_NAME} lists in "
-                    "modules_to_save: the file is incomplete"
+                    f"{adapter.folder / WEIGHTS_NAME} has no {name}.{parameter}, although modules_to_save in "
+                    f"{CONFIG_NAME} selects {name}: the file is incomplete"
                 )
 
 

@@ -45,8 +45,12 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
 
     Returns:
         Embedding. Rows hold `pca_x`, `pca_y` in the unit of the weights, and `tsne_x`, `tsne_y`. For fewer than eight
-        points and for points on a line, `tsne_x` and `tsne_y` are NaN, and the info has only the first of these keys:
+        points and for points on a line, `tsne_x` and `tsne_y` are NaN, and the info lacks the keys from `perplexity`
+        on:
 
+        - `cloud`: name of the point set.
+        - `points`: number of points.
+        - `heads`: whether each point is the part of a weight that belongs to one head.
         - `explained`: shares of the variance along both PCA axes.
         - `perplexity`: perplexity of t-SNE.
         - `pca_trustworthiness`, and `tsne_trustworthiness` by seed: 1 if all neighbours in the plane are also
@@ -66,13 +70,14 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
         "cloud": point_set.name,
         "points": n,
         "heads": points[0].head is not None,
-        # The zeros stand for missing axes, of equal points and of points on a line.
+        # Equal points have no axis, and points on a line have one. Zeros stand for the missing axes.
         "explained": [float(variance) / total_variance for variance in (*variances, 0.0, 0.0)[:2]],
     }
     if n >= _MIN_TSNE_POINTS and coordinates.shape[1] > 1:
         n_models = len({point.model.name for point in points})
-        # 5 is scikit-learn's default. The nearest points to a weight are often the same weight in other models, so
-        # twice the number of models also includes other layers. scikit-learn requires less than half of the points.
+        # Number of neighbours for the trustworthiness, by default 5 in scikit-learn. The nearest points to a weight are
+        # often the same weight in other models, so twice as many neighbours as models include other layers too.
+        # scikit-learn allows less than half of the points.
         neighbours = min(max(5, 2 * n_models), (n - 1) // 2)
         tsne, tsne_info = _tsne(coordinates, settings, neighbours)
         trust = float(trustworthiness(coordinates, pca, n_neighbors=neighbours))
@@ -130,7 +135,8 @@ def _tsne(coordinates: np.ndarray, settings: AnalysisSettings, neighbours: int) 
     """Embed points by t-SNE with each seed. Return the embedding with the lowest divergence, and its info."""
     n = len(coordinates)
     perplexity = choose_perplexity(n, settings.perplexity)
-    # The scale does not matter for t-SNE, but scikit-learn stores squared distances in float32.
+    # The scale does not matter for t-SNE, but scikit-learn stores squared distances in float32, in which those of
+    # small weights would underflow.
     scaled = coordinates / (coordinates.std() or 1.0)
     embeddings, divergences = [], []
     for seed in settings.seeds:

@@ -27,7 +27,7 @@ from ailora.roles import Role, parse_role
 
 #: Models with a larger median of `|dW| / |W|` may have a different base. The limit is about half of sqrt(2), the ratio
 #: for independent weights of equal norm.
-_MIN_UNRELATED_UPDATE = 0.7
+_MAX_RELATIVE_UPDATE = 0.7
 
 
 def analyze(
@@ -57,8 +57,8 @@ def analyze(
         roles: Roles to analyse.
         role_names: Regular expression -> role, for modules without a naming rule.
         rank: Number of singular directions in the principal and in the minor subspace.
-        points: Points of the embedding: weights (`layers`) or heads (`heads`). `auto` selects heads for roles in fewer
-            than twelve layers.
+        points: Points of the t-SNE and PCA charts: the weight of each layer (`layers`), or its part for each attention
+            head (`heads`). `auto` selects heads for roles in fewer than twelve layers.
         perplexity: Perplexity for t-SNE. None means a quarter of the number of points, at most 30.
         seeds: Different seeds of t-SNE. Only the embedding with the lowest KL divergence is kept.
         top: Number of left singular vectors to test for intruders in each fine-tuned weight. The defaults of `top` and
@@ -109,15 +109,15 @@ def _add_gradients(model: FinetunedModel, path: str, base: BaseWeights) -> None:
 def _analyze(
     base: BaseWeights, models: Sequence[FinetunedModel], paths: Mapping[str, str], settings: AnalysisSettings
 ) -> Analysis:
-    """Measure weights and updates matrix by matrix, then all distances."""
+    """Measure weights and updates matrix by matrix, then the embedding and dispersion, which need all pairs."""
     tables = measure_weights(base, models, settings)
     if not tables.spectra:
         raise InputError(f"no weight of the base can be used: {'; '.join(tables.notes)}")
     point_sets = build_point_sets(base, models, settings, tables.damaged)
     # A single point cannot be embedded, because it has no distances.
-    grams = [(point_set, compute_gram(base, point_set)) for point_set in point_sets if len(point_set.points) > 1]
-    embeddings = [embed(point_set, products, settings) for point_set, products in grams]
-    dispersion = measure_dispersion(grams)
+    grams_by_set = [(point_set, compute_gram(base, point_set)) for point_set in point_sets if len(point_set.points) > 1]
+    embeddings = [embed(point_set, gram, settings) for point_set, gram in grams_by_set]
+    dispersion = measure_dispersion(grams_by_set)
     embedding_rows = [row for embedding in embeddings for row in embedding.rows]
     deltas, spectra = _to_frame(tables.deltas, ("norm", "relative")), _to_frame(tables.spectra, ())
     directions = _to_frame(tables.directions, ("update", "side", "band", "start", "stop", "share", "chance"))
@@ -125,6 +125,7 @@ def _analyze(
         "format": 1,
         "versions": library_versions(),
         "base": base.path,
+        # The fine-tuned models.
         "after": paths,
         "kinds": {model.name: model.kind for model in models},
         "settings": asdict(settings)
@@ -147,10 +148,11 @@ def _describe_doubts(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> I
     for embedding in embeddings:
         if "perplexity" not in embedding.info:
             points = pluralize(embedding.info["points"], "point")
+            # `cloud` is the name of the point set.
             yield f"{embedding.info['cloud']}: no t-SNE, because {points} are too few, or lie on a line"
     relative_updates: Mapping[str, float] = deltas.groupby("model", sort=False)["relative"].median().to_dict()
     for model, relative_update in relative_updates.items():
-        if relative_update > _MIN_UNRELATED_UPDATE:
+        if relative_update > _MAX_RELATIVE_UPDATE:
             yield f"{model} differs from the base by {relative_update:.2g} of |W|: was it trained from this base?"
 
 

@@ -25,8 +25,8 @@ from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import Checkpoint, read_header, read_tensor
 from ailora.weights.base_weight import matches_fingerprint, select_rows
 
-#: Largest relative difference of an anchor that passes. The anchors of equal weights computed on two machines differ
-#: by about 1e-5, and the anchors of different weights or bands by about 1.
+#: Largest relative difference between a stored anchor and a new decomposition that passes. The anchors of equal weights
+#: computed on two machines differ by about 1e-5, and the anchors of different weights or bands by about 1.
 _ANCHOR_TOLERANCE = 1e-3
 
 
@@ -73,9 +73,9 @@ class Verdict:
 
 
 def verify(adapter: Path | str, base: str) -> Verdict:
-    """Check files, ranks, base weights, anchor and initial update of an adapter against a base model.
+    """Check files, ranks, base weights and anchor of an adapter against a base model, and whether its update is zero.
 
-    Of the base, only the adapted weights are read. Files of the base that contain a digest are read completely.
+    Of the base, only the adapted weights are read, except that files with a digest are read completely to check it.
 
     Args:
         adapter: Folder of an adapter, or of a run.
@@ -86,29 +86,30 @@ def verify(adapter: Path | str, base: str) -> Verdict:
 
     Raises:
         InputError: The adapter is damaged or has no metadata, or the base is not available locally.
-        ModelError: A weight of the base is quantized or not finite.
+        ModelError: A weight of the base is quantized or not finite. A base that lacks an adapted weight, or has it in
+            another shape, gets a negative verdict instead.
     """
     saved_adapter = AdapterCheckpoint.open(adapter)
     if saved_adapter.metadata is None or saved_adapter.plan is None:
         raise InputError(
             f"found no ailora.json for the adapter in {saved_adapter.folder} or its parent folders: without this file, "
-            "the plan to verify is unknown"
+            "the adapter's plan is unknown"
         )
+    finite_check = _check_finite(saved_adapter)
     checks = [
-        _check_finite(saved_adapter),
+        finite_check,
         _check_digests(saved_adapter),
         _check_scalings(saved_adapter, saved_adapter.plan),
     ]
     try:
         model, checkpoint, weights = open_adapted_base(base, saved_adapter)
-    # For a base model that lacks an adapted weight, the verdict is negative, and no error is raised.
     except ModelError as error:
         checks.append(Check("base weights", False, f"a different model: {error}"))
         return Verdict(str(saved_adapter.folder), base, tuple(checks))
     checks += [_check_targets(saved_adapter, model), _check_saved_modules(saved_adapter, model, checkpoint)]
     checks.append(_check_base_weights(weights, saved_adapter, saved_adapter.plan, saved_adapter.metadata))
     # Anchors can be read only if all entries are finite.
-    if checks[0].passed:
+    if finite_check.passed:
         checks += _check_anchors(weights, saved_adapter, saved_adapter.plan)
     return Verdict(str(saved_adapter.folder), base, tuple(checks))
 
@@ -127,11 +128,12 @@ def _check_digests(adapter: AdapterCheckpoint) -> Check:
     if edited is None:
         return Check("digests", None, "the file has none: saved by PEFT, or by an earlier version")
     if edited:
-        return Check("digests", None, f"the tensors are unchanged, but edited: {', '.join(edited)}")
+        return Check("digests", None, f"the tensors are unchanged, but these files were edited: {', '.join(edited)}")
     return Check("digests", True, "all files are unchanged")
 
 
 def _check_scalings(adapter: AdapterCheckpoint, plan: Plan) -> Check:
+    """Compare the scalings with the plan, and list the ranks, which were compared when the adapter was opened."""
     if adapter.metadata and adapter.metadata.exported:
         return Check("ranks and scalings", None, f"an export of rank {adapter.metadata.exported.rank}")
     if mismatch := adapter.find_scaling_mismatch(plan):
@@ -185,7 +187,7 @@ def _check_base_weights(
                 return Check(name, False, f"{module} has its original weight, but the adapter needs residual weights")
         elif same is False:
             return Check(name, False, f"{module} differs from the weight for which the adapter was made")
-        # None without a fingerprint, or if rounding to the dtype of the base may explain a difference.
+        # `same` is None if there is no fingerprint, or if rounding to the dtype of the base may explain a difference.
         unknown += same is None
     if adapter.targets_residual_base:
         return Check(name, None, "residual weights have no fingerprint")
@@ -222,7 +224,8 @@ def _check_anchors(weights: Mapping[str, StoredWeight], adapter: AdapterCheckpoi
         update_factors = stored.deltas if stored.has_anchor else (stored.B,)
         is_trained = is_trained or any(bool(factor.any()) for factor in update_factors)
     detail = failure or f"{anchor_count} anchors, largest error {largest_error:.1e} times the tolerance"
-    # In the stock form, training changes the anchor. A different anchor then proves nothing about the base.
+    # In the stock form, training also changes the rows and columns that began as the anchor. If they differ from a new
+    # decomposition, this proves nothing about the base.
     if not anchor_count:
         yield Check("anchor", None, "plain LoRA has none")
     elif failure and is_trained and plan.form is Form.STOCK:
@@ -232,7 +235,7 @@ def _check_anchors(weights: Mapping[str, StoredWeight], adapter: AdapterCheckpoi
     if is_trained:
         yield Check("start", None, "trained: the update is not zero")
     else:
-        yield Check("start", True, "untrained: the trained factors are zero, so the update is exactly zero")
+        yield Check("start", True, "untrained: the trainable factors are zero, so the update is exactly zero")
 
 
 def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
@@ -243,35 +246,36 @@ def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
         weight: Weight (out, in) of the module.
 
     Returns:
-        The larger of the error in the norms of directions and the error in their spans. Values up to 1 pass.
+        The larger of the error in the norms of the anchor's rows and columns, and the error in their spans. Values up
+        to 1 pass.
     """
     planned = stored.planned
     assert isinstance(planned.init, Spectral)
     rows = select_rows(weight, planned.projection).float()
-    A, B = stored.anchor
+    A0, B0 = stored.anchor
     if stored.covers_all_rows:
-        B = select_rows(B, planned.projection)
+        B0 = select_rows(B0, planned.projection)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
-    # In a half-precision file, `A0`, `B` and `dB` are rounded, and `B0 = B - dB` has the errors of both.
+    # In a half-precision file, `A0`, the sum `B` and `dB` are rounded, and `B0 = B - dB` has the errors of both.
     # The factor 8 leaves a margin.
     tolerance = _ANCHOR_TOLERANCE + 8 * stored.eps
     norm_error = max(
-        _compute_relative_error(A.norm(dim=1), fresh.A.norm(dim=1)),
-        _compute_relative_error(B.norm(dim=0), fresh.B.norm(dim=0)),
+        _compute_relative_error(A0.norm(dim=1), fresh.A.norm(dim=1)),
+        _compute_relative_error(B0.norm(dim=0), fresh.B.norm(dim=0)),
     )
-    angle_error = max(_compute_angle(A.mT, fresh.A.mT), _compute_angle(B, fresh.B))
+    angle_error = max(_compute_angle(A0.mT, fresh.A.mT), _compute_angle(B0, fresh.B))
     # If singular values are close together, the span of the directions is not unique. The anchor then passes if the
     # weight has the same singular values on the span of the anchor as on the span of the new directions. Negligible
     # values are rounding errors, which differ between machines.
     negligible = min_singular_value(rows).double()
-    gain_error = max(
+    singular_value_error = max(
         _compute_relative_error(
-            _compute_gains(matrix, directions).clamp_min(negligible),
-            _compute_gains(matrix, fresh_directions).clamp_min(negligible),
+            _compute_singular_values_on_span(matrix, directions).clamp_min(negligible),
+            _compute_singular_values_on_span(matrix, fresh_directions).clamp_min(negligible),
         )
-        for matrix, directions, fresh_directions in ((rows, A.mT, fresh.A.mT), (rows.mT, B, fresh.B))
+        for matrix, directions, fresh_directions in ((rows, A0.mT, fresh.A.mT), (rows.mT, B0, fresh.B))
     )
-    return max(norm_error, min(angle_error, gain_error)) / tolerance
+    return max(norm_error, min(angle_error, singular_value_error)) / tolerance
 
 
 def _compute_relative_error(this: Tensor, other: Tensor) -> float:
@@ -285,6 +289,6 @@ def _compute_angle(this: Tensor, other: Tensor) -> float:
     return float(torch.linalg.matrix_norm(Q - P @ (P.mT @ Q), 2))
 
 
-def _compute_gains(weight: Tensor, directions: Tensor) -> Tensor:
+def _compute_singular_values_on_span(weight: Tensor, directions: Tensor) -> Tensor:
     """Compute the singular values of a weight on the span of directions."""
     return torch.linalg.svdvals(weight.double() @ torch.linalg.qr(directions.double()).Q)

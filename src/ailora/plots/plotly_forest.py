@@ -27,6 +27,7 @@ _VERDICT_CHAR_PX = 7.2
 
 def forest_figure(chart: ForestPlot) -> PlotlyFigure:
     """Return the `data` and `layout` of a forest plot, with a trace for each row."""
+    # Text lines of the chart: rows, and headings of groups as strings.
     lines = chart.lines
     rows = [(y, line) for y, line in enumerate(lines) if isinstance(line, ForestRow)]
     tick_labels = [
@@ -43,11 +44,12 @@ def forest_figure(chart: ForestPlot) -> PlotlyFigure:
             "zeroline": False,
             "title": {"text": ""},
         },
+        # The range of equivalence of each row.
         "shapes": [
             shaded_rectangle((-row.margin, row.margin), (y - 0.5, y + 0.5)) for y, row in rows if row.margin is not None
         ],
         "annotations": [_verdict_annotation(y, row.verdict) for y, row in rows],
-        # 16 px: the shift of `_verdict_annotation`, and the same space at the right.
+        # 16 px: 8 px for the shift of `_verdict_annotation`, and 8 px at the right.
         "margin": {"r": 16 + round(_VERDICT_CHAR_PX * max((len(row.verdict) for _, row in rows), default=0))},
         "showlegend": False,
         "height": MARGIN_PX + ROW_PX * len(lines),
@@ -60,8 +62,8 @@ def _forest_trace(chart: ForestPlot, y: int, row: ForestRow) -> Json:
     name = ", ".join(part for part in (row.group, row.label) if part)
     series = Series(
         name,
-        [float(y)],
-        [row.value],
+        x=[float(y)],
+        y=[row.value],
         low=[math.nan if row.low is None else row.low],
         high=[math.nan if row.high is None else row.high],
         notes=[row.note],
@@ -81,7 +83,8 @@ def _forest_trace(chart: ForestPlot, y: int, row: ForestRow) -> Json:
         "hovertemplate": f"<b>{escape(name)}</b>, %{{customdata[0]}}<br>"
         f"{escape(chart.x_label)}: %{{x:.4~g}}%{{customdata[1]}}<extra></extra>",
     }
-    # The series has its row along x, because a series has intervals only along y. Swapping makes them horizontal.
+    # A series has intervals only along y, so the difference is passed as y and the line's position as x. Swapping the
+    # axes makes the interval horizontal.
     return swap_axes(series_trace(series, series.x, series.y) | trace | error_bars(series, [0]))
 
 

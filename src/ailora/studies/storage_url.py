@@ -26,13 +26,14 @@ from ailora.formatting import shorten
 from ailora.path_kind import expand_home
 from ailora.redaction import MASK, is_secret, mask_url
 
-#: Delay between attempts, for 10 s in total, while another process creates the tables.
+#: Delay between attempts to open a storage while another process creates its tables, and number of attempts: 10 s in
+#: total.
 _RETRY_DELAY_S = 0.2
 _MAX_RETRIES = 50
 #: Longest wait for a lock on an SQLite file, and the wait before a message is logged.
 _LOCK_TIMEOUT_S = 120
 _LOCK_NOTICE_S = 5
-#: Characters that Optuna, which formats URLs, reads as placeholders.
+#: Characters that Optuna reads as placeholders, because it passes URLs to `str.format`.
 _BRACES = frozenset("{}")
 _log = logging.getLogger(__name__)
 
@@ -71,11 +72,11 @@ def _open_rdb_storage(url: str, *, read_only: bool) -> RDBStorage:
         if read_only and url.startswith("postgresql"):
             options["execution_options"] = {"postgresql_readonly": True}
         with _notice_if_slow(f"storage {mask_url(url)} does not answer yet"):
-            return _retry_rdb_storage(url, options, read_only=read_only)
+            return _open_with_retries(url, options, read_only=read_only)
     if not read_only:
         file.parent.mkdir(parents=True, exist_ok=True)
     _validate_tables(file, read_only=read_only)
-    storage = _retry_rdb_storage(url, {"creator": lambda: _connect(file, read_only=read_only)}, read_only=read_only)
+    storage = _open_with_retries(url, {"creator": lambda: _connect(file, read_only=read_only)}, read_only=read_only)
     _lock_transactions(storage.engine, file, read_only=read_only)
     return storage
 
@@ -106,7 +107,10 @@ def validate_url(url: str) -> None:
     if not url.isprintable():
         raise InputError(f"storage {mask_url(url)!r} holds a character that is not printable")
     if not _BRACES.isdisjoint(url):
-        raise InputError(f"storage {mask_url(url)}: Optuna takes no braces; write them as %7B and %7D")
+        is_sqlite = parsed.get_backend_name() == "sqlite"
+        # SQLAlchemy 2.0 reads escapes in the path of an SQLite file literally.
+        remedy = "choose a path without braces" if is_sqlite else "write them as %7B and %7D"
+        raise InputError(f"storage {mask_url(url)}: Optuna accepts no braces; {remedy}")
 
 
 def _connect(file: Path, *, read_only: bool) -> sqlite3.Connection:
@@ -128,11 +132,11 @@ def _validate_tables(file: Path, *, read_only: bool) -> None:
         entries = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
         connection.execute("ROLLBACK")
     tables = [name for kind, name in entries if kind == "table"]
-    # Views and triggers execute statements of the file: a view can run forever, a trigger can change our writes.
+    # Views and triggers run SQL from the file: a view in place of a table can run forever, a trigger can change writes.
     for kind, name in entries:
         if kind == "trigger" or (kind == "view" and name in BaseModel.metadata.tables):
             raise InputError(
-                f"{file} has the {kind} {name!r}, which Optuna never creates: drop it if you trust the file"
+                f"{file} has the {kind} {name!r}, which Optuna never creates: drop it if you trust the rest of the file"
             )
     if tables and not {*tables} & BaseModel.metadata.tables.keys():
         raise InputError(
@@ -143,8 +147,8 @@ def _validate_tables(file: Path, *, read_only: bool) -> None:
         raise InputError(f"{file} holds no studies: tables of Optuna {optuna.__version__} are missing")
 
 
-def _retry_rdb_storage(url: str, engine_kwargs: dict[str, Any], *, read_only: bool) -> RDBStorage:
-    """Open Optuna's storage, and retry while another process creates the tables."""
+def _open_with_retries(url: str, engine_kwargs: dict[str, Any], *, read_only: bool) -> RDBStorage:
+    """Open Optuna's storage. Retry while another process creates the tables."""
     for _ in range(_MAX_RETRIES):
         try:
             return RDBStorage(url, engine_kwargs=engine_kwargs, skip_table_creation=read_only)
@@ -158,7 +162,7 @@ def _retry_rdb_storage(url: str, engine_kwargs: dict[str, Any], *, read_only: bo
 
 
 def _lock_transactions(engine: sqlalchemy.Engine, file: Path, *, read_only: bool) -> None:
-    """Lock an SQLite file at the beginning of every transaction; read-only transactions block only writers.
+    """Make every transaction lock the SQLite file when it begins; read-only transactions block only writers.
 
     Follows "transactional locking" in SQLAlchemy's documentation of the SQLite dialect.
     """

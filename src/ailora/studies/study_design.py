@@ -45,11 +45,11 @@ class StudyDesign:
         methods: Methods by label.
         baseline: Label of the method to compare with.
         conditions: All conditions; for each task and setting, the baseline comes first.
-        keys: Keys of the trials.
+        keys: Hashes that identify the trials in the storage.
 
     Raises:
-        InputError: A method, key, metric or baseline is unknown, the recipe refuses a value, sequential seeds lack a
-            margin, or the study has too many trials.
+        InputError: A method, configuration key, metric or baseline is unknown, the recipe refuses a value, sequential
+            seeds lack a margin, or the study has too many trials.
     """
 
     def __init__(self, config: StudyConfig, *, to_run: bool = True, folder: Path | None = None) -> None:
@@ -71,8 +71,8 @@ class StudyDesign:
         if config.match_parameters:
             self._configs = {condition: self._match_budget(condition) for condition in self.conditions}
         for condition in self.conditions:
-            self._validate_margin(condition)
-        identities = {condition: trial_identity(config) for condition, config in self._configs.items()}
+            self._validate_metric_and_margin(condition)
+        identities = {condition: trial_identity(run_config) for condition, run_config in self._configs.items()}
         self.keys = TrialKeys(identities, seeds=self.seeds)
 
     def base_config(self, condition: Condition) -> RunConfig:
@@ -109,8 +109,9 @@ class StudyDesign:
         return f"{self.metric(condition)} ({self.report_split(condition)})"
 
     def margin(self, condition: Condition) -> float | None:
-        """Return the largest difference of equivalent methods, in the unit of the metric or as a share of the baseline.
+        """Return the largest difference between equivalent methods.
 
+        It is a share of the baseline's mean if the study file has a percentage, and in the metric's unit otherwise.
         Returns None if neither the study nor the metric has a margin; equivalence is then not tested.
         """
         margin = self.config.margin
@@ -121,8 +122,13 @@ class StudyDesign:
 
     @property
     def selection_seeds(self) -> list[int]:
-        """Seeds that choose the best rates; the first seed runs at every tried rate."""
+        """Seeds that choose the best rates.
+
+        The first seed runs at every tried rate, the others at the best rate and its neighbours (`seeds_at: all`: at
+        every rate).
+        """
         seeds = self.config.seeds
+        # `from` is the number of seeds at the first look.
         return list(range(seeds.from_)) if isinstance(seeds, SequentialSeeds) else seeds
 
     @property
@@ -160,7 +166,10 @@ class StudyDesign:
         return value if self.larger_is_better(spec.condition) else -value
 
     def scores(self, trials: Iterable[Trial]) -> dict[Condition, dict[tuple[float, int], float]]:
-        """Collect the scores for the search of the best rates, without runs for confirming a time to loss.
+        """Collect the scores for the search of the best rates.
+
+        Runs with `max_steps` are left out. They are shorter, and confirm that a method reaches the baseline's loss
+        earlier.
 
         Args:
             trials: From `TrialKeys.matching_trials`.
@@ -219,7 +228,7 @@ class StudyDesign:
         reported: dict[Condition, dict[int, float] | None] = dict.fromkeys(self.conditions)
         best = {}
         for condition, scores in self.scores(trials).items():
-            # Without further seeds, the search ends as soon as the best rate is known.
+            # With as many seeds as choose the rate, the search ends as soon as the best rate is known.
             search = self.lr_search(condition, len(self.selection_seeds)).plan(scores)
             if search.ended:
                 best[condition], reported[condition] = search.best, {}
@@ -245,8 +254,9 @@ class StudyDesign:
         except AiloraError as error:
             raise InputError(f"method {condition.method!r}, task {condition.task!r}: {error}") from None
 
-    def _validate_margin(self, condition: Condition) -> None:
+    def _validate_metric_and_margin(self, condition: Condition) -> None:
         """Validate the metric of a condition, and the margin needed by sequential seeds."""
+        # Raises an error if the metric is unknown.
         metric = self.metric(condition)
         if isinstance(self.config.seeds, SequentialSeeds) and self.margin(condition) is None:
             raise InputError(
@@ -261,8 +271,8 @@ class StudyDesign:
         n_settings = math.prod(map(len, config.grid.values()))
         n_selection_seeds = len(self.selection_seeds)
         n_trials_by_method = [
-            # Lower limit: all rates with the first seed (with all selection seeds if `seeds_at` is `all`), or the best
-            # rate and its two neighbours with all selection seeds.
+            # The larger of two lower limits: all rates with the first seed (with all selection seeds if `seeds_at` is
+            # `all`); and the best rate and its two neighbours with all selection seeds.
             max(n_rates * (n_selection_seeds if config.seeds_at == "all" else 1), min(n_rates, 3) * n_selection_seeds)
             for n_rates in (len(self._rates(label).initial) for label in self.methods)
         ]

@@ -43,7 +43,7 @@ class Examples:
         """Encode the labels as class ids, or as numbers for regression.
 
         Args:
-            labels: Labels of the task.
+            labels: Classes of the task, or numbers for regression.
 
         Returns:
             The encoded label of each row.
@@ -70,7 +70,8 @@ def load_examples(data: DataConfig, split: str) -> Examples:
         split: `train`, `validation` or `test`.
 
     Returns:
-        All rows, or a sample of `max_train_samples` or `max_validation_samples` rows.
+        A sample of `max_train_samples` or `max_validation_samples` rows if the key is set; otherwise, and for `test`,
+        all rows.
 
     Raises:
         InputError: The data are missing or invalid, lack a column, or hold a row without text or label.
@@ -84,7 +85,7 @@ def load_all_examples(data: DataConfig, split: str) -> Examples:
 
 
 def warn_shared_sources(data: DataSource) -> None:
-    """Warn if a split for evaluation names a file, or a split of the dataset, that is also training data."""
+    """Warn if `data.validation` or `data.test` names a file, or a dataset's split, that `data.train` names too."""
     training_sources = _find_sources(data, "train")
     # The first split is `train`.
     for split in data.splits[1:]:
@@ -104,22 +105,23 @@ def _find_sources(data: DataSource, split: str) -> set[str]:
     return set(names) if data.dataset is not None else {os.path.realpath(name) for name in names}
 
 
-def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Table:
-    """Read the table of a split.
+def read_split(data: DataSource, split: str, extra_columns: Sequence[str] = ()) -> Table:
+    """Read the table of a split, for any recipe.
 
     Args:
         data: Files or dataset.
         split: `train`, `validation` or `test`.
-        columns: Columns to read in addition to those named by `data`.
+        extra_columns: Columns to read in addition to those named by `data`.
 
     Returns:
-        The table. Columns that are named neither by `data` nor by `columns` may be filled with None.
+        The table. Columns that are named neither by `data` nor by `extra_columns` may be filled with None.
 
     Raises:
         InputError: The data are missing or invalid.
     """
-    source, named = getattr(data, split), {*data.named_columns, *columns}
+    source, named = getattr(data, split), {*data.named_columns, *extra_columns}
     if data.dataset is None:
+        # `data.columns` are the column names of files without a header.
         return read_tables(source, data.columns, named=named)
     return _read_dataset(data, source, named)
 
@@ -164,23 +166,23 @@ def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Exa
     return Examples(texts, labels, table.origins)
 
 
-def _read_dataset(data: DataSource, split: str, named: Collection[str]) -> Table:
+def _read_dataset(data: DataSource, dataset_split: str, named: Collection[str]) -> Table:
     try:
-        loaded: Any = datasets.load_dataset(str(data.dataset), data.subset, split=split)
+        loaded: Any = datasets.load_dataset(str(data.dataset), data.subset, split=dataset_split)
     # datasets never runs loading scripts, and raises RuntimeError for a dataset with a script.
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise InputError(f"cannot load split {split!r} of dataset {data.dataset!r}: {error}") from error
+        raise InputError(f"cannot load split {dataset_split!r} of dataset {data.dataset!r}: {error}") from error
     columns = tuple(loaded.column_names)
-    source = f"{data.dataset}/{split}"
+    origin = f"{data.dataset}/{dataset_split}"
     # Other columns are not read, because reading may fail: images without Pillow, dates beyond the year 9999.
     values = [
-        _read_column(loaded, column, source) if column in named else repeat(None, len(loaded)) for column in columns
+        _read_column(loaded, column, origin) if column in named else repeat(None, len(loaded)) for column in columns
     ]
     rows = list(zip(*values, strict=True))
-    return Table(columns, rows, [f"{source}: row {i}" for i in range(len(rows))])
+    return Table(columns, rows, [f"{origin}: row {i}" for i in range(len(rows))])
 
 
-def _read_column(loaded: Dataset, column: str, source: str) -> list[object]:
+def _read_column(loaded: Dataset, column: str, origin: str) -> list[object]:
     feature = loaded.features[column]
     try:
         if isinstance(feature, datasets.ClassLabel):
@@ -189,4 +191,4 @@ def _read_column(loaded: Dataset, column: str, source: str) -> list[object]:
         return list(loaded[column])
     # Python cannot represent all of Arrow's dates, and some columns need a package for decoding.
     except (OverflowError, ValueError, ImportError) as error:
-        raise InputError(f"{source}: column {column!r} cannot be read ({error}): convert it to text") from None
+        raise InputError(f"{origin}: column {column!r} cannot be read ({error}): convert it to text") from None

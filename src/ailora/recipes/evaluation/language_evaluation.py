@@ -51,7 +51,7 @@ class Evaluator:
 
         Args:
             model: Trained model.
-            dataset: Tokenized rows of the split, for loss and perplexity.
+            dataset: Tokenized rows of the split, perhaps a sample, for loss and perplexity.
             rows: All rows of the split, for the prompts and references of generated texts.
 
         Returns:
@@ -63,7 +63,7 @@ class Evaluator:
         return measurements | self.score_samples(samples), samples
 
     def group_inputs(self, rows: Rows) -> list[list[Row]]:
-        """Group rows with equal values in the columns named by `group_by`; without `group_by`, each row is a group.
+        """Group rows with equal values in the columns of `evaluation.group_by`. Without this key, each row is a group.
 
         A single text is generated for each group. The completions in the group are its references.
 
@@ -74,7 +74,7 @@ class Evaluator:
             All groups, or a sample of `max_samples` groups.
 
         Raises:
-            InputError: A column named by `group_by` is missing, or holds lists or objects.
+            InputError: A column of `evaluation.group_by` is missing, or holds lists or objects.
         """
         groups = rows.group_by(self.config.group_columns)
         return [groups[i] for i in sample_indices(len(groups), self.config.max_samples)]
@@ -92,7 +92,7 @@ class Evaluator:
         if self.generation is None:
             return []
         groups = self.group_inputs(rows)
-        # The columns in `group_by` identify an input, so the prompt of the first row is that of all rows in the group.
+        # The columns of `evaluation.group_by` identify an input, so all rows of a group have the prompt of the first.
         outputs = self.generate(model, [group[0] for group in groups])
         return [
             {
@@ -124,7 +124,7 @@ class Evaluator:
 
 
 def measure_forgetting(
-    evaluator: Evaluator, model: nn.Module, general: Dataset, base: Likelihood | None
+    evaluator: Evaluator, model: nn.Module, general: Dataset, base_likelihood: Likelihood | None
 ) -> dict[str, float]:
     """Measure forgetting: by how much training has increased the loss on general text.
 
@@ -132,17 +132,18 @@ def measure_forgetting(
         evaluator: Evaluator of the run.
         model: Trained model.
         general: Tokenized text of `evaluation.general_text`.
-        base: Likelihood of this text under the base model. If None, measure it with the adapter disabled.
+        base_likelihood: Likelihood of this text under the base model. If None, measure it with the adapter disabled.
 
     Returns:
         `base_loss`, `loss` and the difference `rise` in nats per token, and the number of `tokens`.
     """
     trained = evaluator.compute_likelihood(model, general)
-    if base is None:
+    if base_likelihood is None:
         assert isinstance(model, PeftModel)
         with model.disable_adapter():
-            base = evaluator.compute_likelihood(model, general)
-    return {"base_loss": base.loss, "loss": trained.loss, "rise": trained.loss - base.loss, "tokens": trained.tokens}
+            base_likelihood = evaluator.compute_likelihood(model, general)
+    rise = trained.loss - base_likelihood.loss
+    return {"base_loss": base_likelihood.loss, "loss": trained.loss, "rise": rise, "tokens": trained.tokens}
 
 
 def write_samples(file: Path, samples: Iterable[dict[str, Any]]) -> None:

@@ -43,6 +43,7 @@ def save_model(config: RunConfig, trainer: Trainer) -> Path:
                 save_adapter(model, path)
         elif is_main():
             # PiSSA and similar inits overwrite base weights, so their factors alone do not fit the pretrained base.
+            # Combined with the initial factors in `folder.initial`, they do.
             if get_adapter_origin(model).overwrites_base:
                 save_converted(model, path, folder.initial)
             else:
