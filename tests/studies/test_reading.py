@@ -344,6 +344,9 @@ def test_memory_is_no_storage(study: dict[str, Any]) -> None:
         ("sqlite:///a\0b", "not printable"),
         ("study.db", "is not a database URL"),
         ("sqlite:///~/study.db", r"SQLite does not expand ~.*; write sqlite:////\S+/study\.db"),
+        # SQLAlchemy 2.0 would read the escape as part of the file's name.
+        ("sqlite:///{a}.db", "accepts no braces; choose a path without braces"),
+        ("postgresql+psycopg://u:{@h/n", "accepts no braces; write them as %7B and %7D"),
         ("x" * 5000, r"^storage x{100,500}[^x].{0,60}not a database URL"),
     ],
 )
