@@ -111,10 +111,7 @@ def merge(
         "versions": library_versions(),
         "dtype": dtype,
     }
-    config = _adapted_config(folder, lora_checkpoint, saved, model) | {"architectures": [type(model).__name__]}
-    if torch_dtype is not None:
-        dtype_name = str(torch_dtype).removeprefix("torch.")
-        config = _replace_dtype(config, dtype_name) | {"dtype": dtype_name}
+    config = _merged_config(folder, lora_checkpoint, saved, model, dtype=torch_dtype)
     output = OutputDir(out)
     with output.acquire(request, reads=reads, writes=[*auxiliary, *list_shard_names(checkpoint)], force=force) as done:
         if not done:
@@ -227,6 +224,17 @@ def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> No
             f"{module}: the weight differs from the base of the adapter in {adapter.folder} ({metadata.base_model}); "
             "`ailora verify` shows details"
         )
+
+
+def _merged_config(
+    folder: Path, adapter: AdapterCheckpoint, saved: SavedTensors, model: PreTrainedModel, *, dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """Return the configuration of the merged model: the base model's, with the adapter's labels and the new dtype."""
+    config = _adapted_config(folder, adapter, saved, model) | {"architectures": [type(model).__name__]}
+    if dtype is None:
+        return config
+    dtype_name = str(dtype).removeprefix("torch.")
+    return _replace_dtype(config, dtype_name) | {"dtype": dtype_name}
 
 
 def _adapted_config(

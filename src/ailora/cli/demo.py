@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -38,15 +39,7 @@ def demo(
     results = {}
     for policy in POLICIES:
         console.rule(policy)
-        config = {
-            "recipe": "classification",
-            "model": "builtin:minilm",
-            "adapter": {"policy": policy, "rank": 8},
-            "data": {**{split: str(path) for split, path in paths.items()}, "text": ["sentence"]},
-            "training": {"learning_rate": 4e-3, "per_device_train_batch_size": 32, "num_train_epochs": 1},
-            "output": str(output / policy),
-        }
-        results[policy] = registry.run(load_config(config))
+        results[policy] = registry.run(load_config(_run_config(policy, paths, output / policy)))
     save_validation_curves(
         {policy: result["history"] for policy, result in results.items()},
         ("loss", "accuracy"),
@@ -57,3 +50,14 @@ def demo(
     print_line(f"Curves: {picture}\nAdapters: " + ", ".join(str(output / policy / "adapter") for policy in POLICIES))
     console.print("One seed at one learning rate shows how runs look, not which init is better.")
     print_line(f"Next: ailora inspect {quote_argument(output / 'ailora')}")
+
+
+def _run_config(policy: str, data: Mapping[str, Path], output: Path) -> dict[str, object]:
+    return {
+        "recipe": "classification",
+        "model": "builtin:minilm",
+        "adapter": {"policy": policy, "rank": 8},
+        "data": {**{split: str(path) for split, path in data.items()}, "text": ["sentence"]},
+        "training": {"learning_rate": 4e-3, "per_device_train_batch_size": 32, "num_train_epochs": 1},
+        "output": str(output),
+    }
