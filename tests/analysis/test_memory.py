@@ -20,8 +20,8 @@ gram_matrix.BLOCK_BYTES = 8 * 2**20
 """
 
 
-def peak_of(base: Path, after: list[Path]) -> int:
-    request = [str(base), [str(path) for path in after]]
+def peak_of(base: str, after: str) -> int:
+    request = [base, [after]]
     return peak(_BEFORE, "weight_analysis.analyze(*request, seeds=(0,))", request, environment={"OMP_NUM_THREADS": "1"})
 
 
@@ -43,11 +43,11 @@ def checkpoint(folder: Path, layers: int, seed: int) -> Path:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_is_that_of_one_matrix_and_one_block(tmp_path: Path) -> None:
     few, many = (
-        peak_of(
-            checkpoint(tmp_path / f"base-{layers}", layers, 0),
-            [checkpoint(tmp_path / f"after-{layers}", layers, 1)],
-        )
+        [str(checkpoint(tmp_path / f"{kind}-{layers}", layers, seed)) for kind, seed in (("base", 0), ("after", 1))]
         for layers in (4, 28)
     )
     # Forty-eight matrices more of each role, which would be 96 MiB in float64.
-    assert many < few + 32 * MIB
+    limit = peak_of(*few) + 32 * MIB
+    # Kept matrices would add to the peak of every run. With equal code and inputs, some runs (2 of 8 measured) peak 40
+    # MiB higher for an unknown reason.
+    assert any(peak_of(*many) < limit for _ in range(3))
