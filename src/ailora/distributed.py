@@ -245,20 +245,21 @@ def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers:
         AiloraError: A worker was killed. Errors of `run` itself are raised unchanged.
     """
     threads = max(1, torch.get_num_threads() // workers)
-    # Processes are spawned, because torch's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(threads,)) as pool:
-        try:
-            # The pool starts all processes while tasks are submitted, so only submissions need the safe import path.
-            with safe_import_path():
-                pending = {pool.submit(run, task): task for task in tasks}
-            for future in as_completed(pending):
-                yield pending[future], future.result()
-        except BrokenProcessPool:
-            raise AiloraError(
-                "a worker was killed, perhaps for lack of memory: use fewer workers; the same command resumes from here"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    # Creating the pool starts multiprocessing's resource tracker, and submitting tasks starts all workers. All start in
+    # the safe import path. Workers are spawned, because torch's threads do not survive a fork.
+    with safe_import_path():
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(threads,))
+    try:
+        with safe_import_path():
+            pending = {pool.submit(run, task): task for task in tasks}
+        for future in as_completed(pending):
+            yield pending[future], future.result()
+    except BrokenProcessPool:
+        raise AiloraError(
+            "a worker was killed, perhaps for lack of memory: use fewer workers; the same command resumes from here"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(threads: int) -> None:
